@@ -1,0 +1,1 @@
+//! Embedded EVM chain, contract bindings and chain client.

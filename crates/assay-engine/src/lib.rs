@@ -1,0 +1,1 @@
+//! Model graph, KV cache, continuous batching and sampling.

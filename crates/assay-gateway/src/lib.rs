@@ -1,0 +1,1 @@
+//! HTTP gateway: routing, failover, keys, receipt log.

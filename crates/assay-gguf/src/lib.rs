@@ -1,0 +1,1 @@
+//! GGUF files, tokenizers and chat templates: bytes in, values out.

@@ -1,0 +1,1 @@
+//! Framing and transport between gateway and provider.

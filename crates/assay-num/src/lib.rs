@@ -1,0 +1,1 @@
+//! Canonical arithmetic: the scalar definitions and the SIMD kernels equal to them.

@@ -1,0 +1,1 @@
+//! Provider service: admit, run, sign, settle.

@@ -1,0 +1,1 @@
+//! Ids, amounts, jobs, vouchers, receipts and their canonical bytes.

@@ -1,0 +1,1 @@
+//! Receipt verification and replay.

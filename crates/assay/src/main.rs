@@ -1,0 +1,3 @@
+//! The only binary: command line and wiring.
+
+fn main() {}
