@@ -1,1 +1,32 @@
-//! Ids, amounts, jobs, vouchers, receipts and their canonical bytes.
+//! The vocabulary of the network: ids, amounts, jobs, vouchers, receipts, manifests.
+//!
+//! Owns every byte that is hashed or signed. Canonical bytes are big-endian and domain-separated, typed data is
+//! EIP-712; docs/PROTOCOL.md is the normative text and `vectors/` holds the golden bytes. Holds no socket, file,
+//! clock or randomness, and no private key: callers sign the digests that are computed here.
+
+mod amount;
+mod ids;
+mod job;
+mod manifest;
+mod offer;
+mod receipt;
+mod receipt_file;
+mod response;
+mod signature;
+mod voucher;
+
+pub use alloy_primitives::{Address, B256, keccak256};
+pub use amount::{Amount, Prices};
+pub use ids::{ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, TokenId};
+pub use job::{Job, JobError, JobLimits, MICRO, Sampling};
+pub use manifest::{CANONICAL_PROFILE, Manifest};
+pub use offer::{ModelOffer, Offer, SignedOffer};
+pub use receipt::{Receipt, SignedReceipt, receipt_domain};
+pub use receipt_file::{RECEIPT_FILE_VERSION, ReceiptFile, ReceiptPart};
+pub use response::{Finish, response_hash};
+pub use signature::{Signature, SignatureError};
+pub use voucher::{ChannelConfig, SETTLEMENT_ADDRESS, SignedVoucher, Voucher, settlement_domain};
+
+/// Output tokens that one chunk of trust covers: a stream is at most this far ahead of its voucher, and a provider
+/// signs a checkpoint receipt each time this many further tokens exist.
+pub const CHUNK_TOKENS: u32 = 64;

@@ -1,0 +1,288 @@
+//! A request at token level: everything that determines the output, and nothing else.
+
+use crate::{ModelId, RequestHash, TokenId};
+use alloy_primitives::{B256, keccak256};
+use serde::{Deserialize, Serialize};
+
+/// Fixed point of sampling parameters: 1.0 is this many millionths.
+pub const MICRO: u32 = 1_000_000;
+
+/// How the next token is chosen. Integers, so that two parties cannot read one request differently.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sampling {
+    /// Temperature in millionths; 0 is greedy. At most 100.0.
+    pub temperature_micro: u32,
+    /// Nucleus: smallest set of most likely tokens whose probability reaches this many millionths; 1..=1_000_000.
+    pub top_p_micro: u32,
+    /// Only this many most likely tokens; 0 is all.
+    pub top_k: u32,
+    /// Seed of the counter-based generator.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// The most likely token, always.
+    pub const GREEDY: Self = Self { temperature_micro: 0, top_p_micro: MICRO, top_k: 0, seed: 0 };
+}
+
+/// One request. Its hash is what the provider signs; re-running it gives the same output tokens.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Job {
+    /// The model, by manifest.
+    pub model_id: ModelId,
+    /// Prompt as token ids, special tokens included.
+    pub prompt: Vec<TokenId>,
+    /// Output tokens that exist already: empty, or what another provider produced before it was lost. They are fed
+    /// to the model after the prompt, count towards `max_tokens`, stop strings and the sampler's position.
+    #[serde(default)]
+    pub prefix: Vec<TokenId>,
+    /// Bound on output tokens, `prefix` included.
+    pub max_tokens: u32,
+    /// Choice of tokens.
+    pub sampling: Sampling,
+    /// The output ends before the first of these strings.
+    #[serde(default)]
+    pub stop: Vec<String>,
+    /// Go on after an end-of-generation token (for load tests and forced lengths).
+    #[serde(default)]
+    pub ignore_eos: bool,
+    /// Makes the request unique; chosen by the client's side.
+    pub nonce: B256,
+}
+
+/// What a party accepts.
+#[derive(Clone, Copy, Debug)]
+pub struct JobLimits {
+    /// Size of the vocabulary: token ids are below it.
+    pub vocab_size: u32,
+    /// Context of the model in tokens: `prompt + max_tokens` fits.
+    pub context_length: u32,
+}
+
+/// Most stop strings in a job (OpenAI allows 4).
+pub const STOP_COUNT_MAX: usize = 16;
+/// Longest stop string in bytes.
+pub const STOP_LEN_MAX: usize = 256;
+
+/// Why a job cannot run.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum JobError {
+    /// No prompt token.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// `prompt + max_tokens` is longer than the model's context.
+    #[error("{prompt} prompt tokens and {max_tokens} output tokens exceed the context of {context_length}")]
+    ContextOverflow {
+        /// Tokens of the prompt.
+        prompt: u64,
+        /// Output tokens asked for.
+        max_tokens: u32,
+        /// What the model has.
+        context_length: u32,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {token} is outside the vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// The id.
+        token: TokenId,
+        /// Size of the vocabulary.
+        vocab_size: u32,
+    },
+    /// A field outside its range.
+    #[error("{field} is out of range: {reason}")]
+    BadField {
+        /// Its name.
+        field: &'static str,
+        /// What is allowed.
+        reason: &'static str,
+    },
+}
+
+impl Job {
+    /// Checks every field against `limits`; costs one pass over the tokens.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn validate(&self, limits: &JobLimits) -> Result<(), JobError> {
+        let bad = |field, reason| Err(JobError::BadField { field, reason });
+        if self.prompt.is_empty() {
+            return Err(JobError::EmptyPrompt);
+        }
+        if self.max_tokens == 0 {
+            return bad("max_tokens", "at least 1");
+        }
+        if self.prefix.len() as u64 >= u64::from(self.max_tokens) {
+            return bad("prefix", "shorter than max_tokens");
+        }
+        let prompt = self.prompt.len() as u64;
+        if prompt + u64::from(self.max_tokens) > u64::from(limits.context_length) {
+            return Err(JobError::ContextOverflow {
+                prompt,
+                max_tokens: self.max_tokens,
+                context_length: limits.context_length,
+            });
+        }
+        if let Some(&token) = self.prompt.iter().chain(&self.prefix).find(|&&t| t >= limits.vocab_size) {
+            return Err(JobError::TokenOutOfRange { token, vocab_size: limits.vocab_size });
+        }
+        if self.sampling.temperature_micro > 100 * MICRO {
+            return bad("temperature", "0 to 100");
+        }
+        if self.sampling.top_p_micro == 0 || self.sampling.top_p_micro > MICRO {
+            return bad("top_p", "above 0, at most 1");
+        }
+        if self.stop.len() > STOP_COUNT_MAX {
+            return bad("stop", "at most 16 strings");
+        }
+        if self.stop.iter().any(|s| s.is_empty() || s.len() > STOP_LEN_MAX) {
+            return bad("stop", "each string 1 to 256 bytes");
+        }
+        Ok(())
+    }
+
+    /// Tokens that are billed as input: prompt and prefix.
+    #[must_use]
+    pub fn input_tokens(&self) -> u64 {
+        self.prompt.len() as u64 + self.prefix.len() as u64
+    }
+
+    /// Canonical bytes (docs/PROTOCOL.md, "Job"): the tag `assay/job/1`, then every field in declaration order;
+    /// integers big-endian, lists and strings with a `u32` count before them.
+    #[must_use]
+    pub fn canonical_bytes(&self) -> Vec<u8> {
+        let tokens = self.prompt.len() + self.prefix.len();
+        let mut out = Vec::with_capacity(160 + 4 * tokens + self.stop.iter().map(|s| s.len() + 4).sum::<usize>());
+        out.extend_from_slice(b"assay/job/1");
+        out.extend_from_slice(self.model_id.0.as_slice());
+        put_tokens(&mut out, &self.prompt);
+        put_tokens(&mut out, &self.prefix);
+        out.extend_from_slice(&self.max_tokens.to_be_bytes());
+        out.extend_from_slice(&self.sampling.temperature_micro.to_be_bytes());
+        out.extend_from_slice(&self.sampling.top_p_micro.to_be_bytes());
+        out.extend_from_slice(&self.sampling.top_k.to_be_bytes());
+        out.extend_from_slice(&self.sampling.seed.to_be_bytes());
+        put_count(&mut out, self.stop.len());
+        for stop in &self.stop {
+            put_count(&mut out, stop.len());
+            out.extend_from_slice(stop.as_bytes());
+        }
+        out.push(u8::from(self.ignore_eos));
+        out.extend_from_slice(self.nonce.as_slice());
+        out
+    }
+
+    /// keccak256 of [`Self::canonical_bytes`].
+    #[must_use]
+    pub fn request_hash(&self) -> RequestHash {
+        RequestHash(keccak256(self.canonical_bytes()))
+    }
+
+    /// The job that goes on after `produced` further output tokens.
+    #[must_use]
+    pub fn resumed_after(&self, produced: &[TokenId]) -> Self {
+        let mut job = self.clone();
+        job.prefix.extend_from_slice(produced);
+        job
+    }
+}
+
+/// `u32` big-endian count. Lists that reach here were bounded by a frame or body limit far below `u32::MAX`.
+pub(crate) fn put_count(out: &mut Vec<u8>, count: usize) {
+    let count = u32::try_from(count).expect("lists are bounded far below 2^32 before they are hashed");
+    out.extend_from_slice(&count.to_be_bytes());
+}
+
+/// Count, then each id big-endian.
+pub(crate) fn put_tokens(out: &mut Vec<u8>, tokens: &[TokenId]) {
+    put_count(out, tokens.len());
+    for token in tokens {
+        out.extend_from_slice(&token.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Job {
+        Job {
+            model_id: ModelId(B256::repeat_byte(1)),
+            prompt: vec![1, 2, 3],
+            prefix: vec![],
+            max_tokens: 5,
+            sampling: Sampling { temperature_micro: 700_000, top_p_micro: 900_000, top_k: 40, seed: 7 },
+            stop: vec!["\n\n".into()],
+            ignore_eos: false,
+            nonce: B256::repeat_byte(2),
+        }
+    }
+
+    const LIMITS: JobLimits = JobLimits { vocab_size: 10, context_length: 8 };
+
+    #[test]
+    fn every_field_changes_the_hash() {
+        let base = job();
+        let changes: [fn(&mut Job); 12] = [
+            |j| j.model_id = ModelId(B256::repeat_byte(9)),
+            |j| j.prompt[1] = 4,
+            |j| j.prompt.push(0),
+            |j| j.prefix.push(3),
+            |j| j.max_tokens = 4,
+            |j| j.sampling.temperature_micro += 1,
+            |j| j.sampling.top_p_micro += 1,
+            |j| j.sampling.top_k += 1,
+            |j| j.sampling.seed += 1,
+            |j| j.stop[0].push('x'),
+            |j| j.ignore_eos = true,
+            |j| j.nonce = B256::repeat_byte(3),
+        ];
+        let mut seen = vec![base.request_hash()];
+        for change in changes {
+            let mut changed = base.clone();
+            change(&mut changed);
+            assert!(!seen.contains(&changed.request_hash()), "{changed:?}");
+            seen.push(changed.request_hash());
+        }
+    }
+
+    #[test]
+    fn token_moved_between_prompt_and_prefix_changes_the_hash() {
+        let mut moved = job();
+        moved.prefix = moved.prompt.split_off(2);
+        assert_ne!(moved.request_hash(), job().request_hash());
+    }
+
+    #[test]
+    fn limits_are_enforced() {
+        let check = |change: fn(&mut Job), expect: &str| {
+            let mut changed = job();
+            change(&mut changed);
+            let got = changed.validate(&LIMITS).map_or_else(|e| e.to_string(), |()| "ok".into());
+            assert!(got.contains(expect), "{got} does not contain {expect}");
+        };
+        check(|_| (), "ok");
+        check(|j| j.prompt.clear(), "prompt is empty");
+        check(|j| j.prompt.push(1), "exceed the context of 8");
+        check(|j| j.prompt[0] = 10, "token id 10");
+        check(|j| j.prefix = vec![0; 5], "prefix");
+        check(|j| j.max_tokens = 0, "max_tokens");
+        check(|j| j.max_tokens = u32::MAX, "exceed the context");
+        check(|j| j.sampling.top_p_micro = 0, "top_p");
+        check(|j| j.sampling.top_p_micro = MICRO + 1, "top_p");
+        check(|j| j.sampling.temperature_micro = u32::MAX, "temperature");
+        check(|j| j.stop = vec!["a".into(); 17], "stop");
+        check(|j| j.stop = vec![String::new()], "stop");
+    }
+
+    #[test]
+    fn golden_hash() {
+        // Fixed by docs/PROTOCOL.md: a change here is a change of the wire format.
+        assert_eq!(job().canonical_bytes().len(), 11 + 32 + 16 + 4 + 4 + 12 + 8 + 4 + 6 + 1 + 32);
+        assert_eq!(
+            job().request_hash().to_string(),
+            "0x4d6c3f6fcaa61e6f3a3e9c340147dacba7b3dda6a45d5bc56c5e447f14c76812"
+        );
+    }
+}

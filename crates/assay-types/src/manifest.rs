@@ -1,0 +1,63 @@
+//! What a model is: everything that two parties must share to get the same bits.
+
+use crate::{ModelId, job::put_count};
+use alloy_primitives::{B256, keccak256};
+use serde::{Deserialize, Serialize};
+
+/// The arithmetic profile of this release (docs/PROTOCOL.md, "canonical-1").
+pub const CANONICAL_PROFILE: &str = "canonical-1";
+
+/// A model's manifest; its hash is the [`ModelId`].
+///
+/// Only what follows from the file and the profile is in it, so that two people who have the same file have the
+/// same model without agreeing on anything else.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// `canonical-1`.
+    pub profile: String,
+    /// SHA-256 of the file.
+    pub file_sha256: B256,
+    /// Bytes of the file.
+    pub file_len: u64,
+    /// keccak Merkle root over the tensor data in 1 KiB leaves.
+    pub weights_root: B256,
+    /// Hash of the metadata that defines the tokenizer.
+    pub tokenizer_hash: B256,
+    /// Hash of the RoPE cosine and sine tables.
+    pub rope_hash: B256,
+    /// `general.name` of the file, empty if it has none.
+    pub name: String,
+    /// `general.license` of the file, empty if it has none.
+    pub license: String,
+}
+
+impl Manifest {
+    /// Canonical bytes: the tag `assay/manifest/1`, then every field in declaration order; integers big-endian,
+    /// strings with a `u32` length before them.
+    #[must_use]
+    pub fn canonical_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256);
+        out.extend_from_slice(b"assay/manifest/1");
+        put_string(&mut out, &self.profile);
+        out.extend_from_slice(self.file_sha256.as_slice());
+        out.extend_from_slice(&self.file_len.to_be_bytes());
+        out.extend_from_slice(self.weights_root.as_slice());
+        out.extend_from_slice(self.tokenizer_hash.as_slice());
+        out.extend_from_slice(self.rope_hash.as_slice());
+        put_string(&mut out, &self.name);
+        put_string(&mut out, &self.license);
+        out
+    }
+
+    /// keccak256 of [`Self::canonical_bytes`].
+    #[must_use]
+    pub fn model_id(&self) -> ModelId {
+        ModelId(keccak256(self.canonical_bytes()))
+    }
+}
+
+fn put_string(out: &mut Vec<u8>, text: &str) {
+    put_count(out, text.len());
+    out.extend_from_slice(text.as_bytes());
+}
