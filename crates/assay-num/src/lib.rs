@@ -1,1 +1,38 @@
-//! Canonical arithmetic: the scalar definitions and the SIMD kernels equal to them.
+//! Canonical arithmetic, profile `canonical-1`: the scalar definitions and the SIMD kernels equal to them.
+//!
+//! Owns: number formats, weight matrices in kernel layout, the matrix product, attention, the
+//! element-wise functions, sampling, and the team of threads they run on. [`scalar`] is the
+//! specification; every other path returns the same bits for every instruction set, thread count
+//! and batch composition.
+//! Does not own: files, models, schedulers. It reads no environment and no clock.
+//!
+//! Invariants: f32, round to nearest even, no flush to zero, no denormals-are-zero. A value that is
+//! not finite is never canonical: its bits may differ by instruction set, but it never turns back
+//! into a finite value unnoticed ([`check_finite`] after each layer or on the logits finds it).
+//!
+//! `unsafe` appears in three kinds of places: calls into `#[target_feature]` functions after the
+//! CPU check that made the [`Kernels`] value, vector loads and stores through references to arrays,
+//! and the disjoint writes of a [`Team`].
+
+#![warn(missing_docs)]
+
+mod acts;
+mod attend;
+mod elementwise;
+pub mod f16;
+mod float_env;
+mod isa;
+mod matmul;
+mod matrix;
+mod rope;
+pub mod sample;
+pub mod scalar;
+mod team;
+
+pub use acts::{ActKind, Acts};
+pub use attend::{AttendScratch, KV_CHUNK, KvChunk};
+pub use isa::{Isa, Kernels, UnknownIsa};
+pub use matrix::{Format, Matrix, MatrixError};
+pub use rope::{RopeStyle, RopeTable, RopeTableError};
+pub use sample::{NonFinite, check_finite};
+pub use team::Team;

@@ -1,0 +1,86 @@
+//! Attention over a KV cache of f16 chunks with absolute positions. Definition: [`crate::scalar::attend`].
+
+use crate::f16;
+use crate::isa::Kernels;
+use crate::scalar;
+
+/// Positions per chunk. Part of the definition: chunks are combined in order, so another length gives other bits.
+pub const KV_CHUNK: usize = 256;
+
+/// Keys and values of one layer and kv head for 256 positions, as f16 bits.
+#[derive(Debug, Clone, Copy)]
+pub struct KvChunk<'a> {
+    /// Transposed keys `[head_dim, 256]`: `k[d * 256 + p]`.
+    pub k: &'a [u16],
+    /// Values `[256, head_dim]`: `v[p * head_dim + d]`.
+    pub v: &'a [u16],
+}
+
+/// Buffers of [`Kernels::attend`]; one per thread, reusable.
+#[derive(Debug, Clone, Default)]
+pub struct AttendScratch {
+    pub(crate) scores: Vec<f32>,
+    pub(crate) out: Vec<f32>,
+}
+
+impl AttendScratch {
+    /// Empty buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Kernels {
+    /// Stores the key and value (`[head_dim]` each, rounded to f16) of position `p_in_chunk` of a chunk.
+    ///
+    /// # Panics
+    /// If `p_in_chunk` is not below 256 or the lengths do not match.
+    pub fn store_kv(self, chunk_k: &mut [u16], chunk_v: &mut [u16], p_in_chunk: usize, k: &[f32], v: &[f32]) {
+        let head_dim = k.len();
+        assert!(p_in_chunk < KV_CHUNK && v.len() == head_dim);
+        assert!(chunk_k.len() == KV_CHUNK * head_dim && chunk_v.len() == KV_CHUNK * head_dim);
+        for (column, &k) in chunk_k.chunks_exact_mut(KV_CHUNK).zip(k) {
+            column[p_in_chunk] = f16::from_f32_rne(k);
+        }
+        for (out, &v) in chunk_v[p_in_chunk * head_dim..].iter_mut().zip(v) {
+            *out = f16::from_f32_rne(v);
+        }
+    }
+
+    /// Attention of the query `q: [head_dim]` over the first `n_keys` positions into `out: [head_dim]`.
+    ///
+    /// # Panics
+    /// If `n_keys` is 0 or above the positions of `chunks`, or a length does not match.
+    pub fn attend(self, q: &[f32], chunks: &[KvChunk<'_>], n_keys: usize, scale: f32, scratch: &mut AttendScratch, out: &mut [f32]) {
+        self.attend_many(q, &[n_keys], chunks, scale, scratch, out);
+    }
+
+    /// Attention of several queries `q: [n, head_dim]` over the same keys into `out: [n, head_dim]`; query i sees the
+    /// first `n_keys[i]` positions. The bits are those of n calls of [`Kernels::attend`]; keys and values are
+    /// read once for several queries (heads of a group, tokens of a prompt).
+    ///
+    /// # Panics
+    /// As [`Kernels::attend`].
+    pub fn attend_many(
+        self,
+        q: &[f32],
+        n_keys: &[usize],
+        chunks: &[KvChunk<'_>],
+        scale: f32,
+        scratch: &mut AttendScratch,
+        out: &mut [f32],
+    ) {
+        let n = n_keys.len();
+        if n == 0 {
+            return;
+        }
+        let head_dim = q.len() / n;
+        assert!(head_dim > 0 && q.len() == n * head_dim && out.len() == q.len(), "queries are not [{n}, head_dim]");
+        assert!(n_keys.iter().all(|&n| n > 0 && n <= chunks.len() * KV_CHUNK), "n_keys outside the cache");
+        assert!(chunks.iter().all(|c| c.k.len() == KV_CHUNK * head_dim && c.v.len() == KV_CHUNK * head_dim), "chunk lengths");
+        let _ = scratch;
+        for ((q, &n_keys), out) in q.chunks_exact(head_dim).zip(n_keys).zip(out.chunks_exact_mut(head_dim)) {
+            scalar::attend(q, chunks, n_keys, scale, out);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Checks that the calling thread computes with the default floating point environment.
+//!
+//! A library loaded by the process can leave flush-to-zero or another rounding mode behind (a C
+//! library built with -ffast-math does so at load time, per thread). Results would then differ from
+//! every other machine, so nothing is computed in such a thread.
+
+use std::hint::black_box;
+
+/// What is wrong with the thread's floating point environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FloatEnv {
+    Default,
+    Rounding,
+    FlushToZero,
+}
+
+/// Looks at results instead of at a control register: the same code serves every architecture.
+pub(crate) fn float_env() -> FloatEnv {
+    // Half an ulp of 1 is 2^-24; 1 + 2^-24 is a tie (stays 1), 1 + 3 * 2^-24 a tie (goes to the even 1 + 2^-22).
+    let tie = black_box(f32::from_bits(0x3380_0000));
+    let one = black_box(1.0f32);
+    let rne = one + tie == 1.0 && one + tie * 3.0 == f32::from_bits(0x3f80_0002) && -one - tie * 3.0 == -f32::from_bits(0x3f80_0002);
+    if !rne {
+        return FloatEnv::Rounding;
+    }
+    let smallest = black_box(f32::from_bits(1));
+    let makes_subnormals = black_box(f32::MIN_POSITIVE) * 0.5 == f32::from_bits(0x0040_0000);
+    if !makes_subnormals || smallest * black_box(16_777_216.0) == 0.0 {
+        return FloatEnv::FlushToZero;
+    }
+    FloatEnv::Default
+}
+
+/// # Panics
+/// If the calling thread rounds differently or flushes subnormals: continuing would produce results
+/// that no other machine reproduces.
+pub(crate) fn assert_default() {
+    match float_env() {
+        FloatEnv::Default => {}
+        FloatEnv::Rounding => panic!("this thread does not round to nearest even; canonical arithmetic is impossible"),
+        FloatEnv::FlushToZero => panic!("this thread flushes subnormal numbers to zero; canonical arithmetic is impossible"),
+    }
+}

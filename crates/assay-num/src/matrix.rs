@@ -1,0 +1,246 @@
+//! Weight matrices in the layout of the kernels.
+//!
+//! Owns the conversion from GGUF bytes. Q8_0 rows are interleaved 16 at a time, so that a vector lane is an
+//! output row: no horizontal sums, and the order of operations is the same for one token and for many.
+//!
+//! ```text
+//! group g = rows 16g..16g+15; block b = columns 32b..32b+31; byte of row 16g+i, column 32b+4j+e:
+//! q[g * n_blocks + b][j][4 * i + e] = value ^ 0x80     (value + 128 as u8, the operand `vpdpbusd` wants)
+//! ```
+
+use std::fmt;
+
+use crate::acts::ActKind;
+use crate::f16;
+use crate::scalar::Q8_BLOCK;
+
+/// Rows per interleaved group.
+pub(crate) const GROUP: usize = 16;
+
+/// Bytes of one GGUF `Q8_0` block: an f16 scale, then 32 i8.
+const Q8_BLOCK_BYTES: usize = 2 + Q8_BLOCK;
+
+/// Number format of a matrix, as in the GGUF file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit IEEE floats.
+    F16,
+    /// Blocks of 32 i8 with an f16 scale.
+    Q8_0,
+}
+
+/// A weight matrix `[rows, k]`: `matmul` computes `y[row] = dot(row, x)`.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    rows: usize,
+    k: usize,
+    pub(crate) data: Data,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Data {
+    F32(Vec<f32>),
+    F16(Vec<u16>),
+    Q8(Q8Weights),
+}
+
+/// Interleaved `Q8_0` weights; rows beyond the last are zero.
+#[derive(Debug, Clone)]
+pub(crate) struct Q8Weights {
+    pub n_blocks: usize,
+    /// `[groups, n_blocks]`
+    pub q: Vec<WeightBlock>,
+    /// `[groups, n_blocks]`: f16 scales of the 16 rows.
+    pub d: Vec<[u16; GROUP]>,
+    /// Some weight is -128. Quantizers do not produce it, but a file may contain it, and the fast AVX2
+    /// kernel cannot negate it.
+    pub has_min: bool,
+}
+
+/// 16 rows x 32 columns, cache line j holding columns 4j..4j+3 of every row.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct WeightBlock(pub [[u8; 64]; 8]);
+
+impl WeightBlock {
+    /// All weights 0.
+    const ZERO: WeightBlock = WeightBlock([[0x80; 64]; 8]);
+
+    /// The weight of row `i` of the group and column `column` of the block.
+    #[inline]
+    pub fn weight(&self, i: usize, column: usize) -> i8 {
+        (self.0[column / 4][4 * i + column % 4] ^ 0x80) as i8
+    }
+}
+
+impl Q8Weights {
+    /// Groups of 16 rows.
+    pub fn n_groups(&self) -> usize {
+        self.q.len() / self.n_blocks
+    }
+
+    /// Blocks and scales of group `g`, `n_blocks` each.
+    #[inline]
+    pub fn group(&self, g: usize) -> (&[WeightBlock], &[[u16; GROUP]]) {
+        let range = g * self.n_blocks..(g + 1) * self.n_blocks;
+        (&self.q[range.clone()], &self.d[range])
+    }
+}
+
+/// Bytes that are no matrix of the given shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MatrixError {
+    /// A dimension is 0 or the product overflows.
+    Shape {
+        /// Output rows.
+        rows: usize,
+        /// Columns.
+        k: usize,
+    },
+    /// `k` of a `Q8_0` matrix is no multiple of 32.
+    Columns {
+        /// Columns.
+        k: usize,
+    },
+    /// The number of bytes does not match the shape.
+    Length {
+        /// Bytes the shape needs.
+        expected: usize,
+        /// Bytes given.
+        got: usize,
+    },
+}
+
+impl fmt::Display for MatrixError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shape { rows, k } => write!(f, "impossible matrix shape [{rows}, {k}]"),
+            Self::Columns { k } => write!(f, "{k} columns are no multiple of the block length {Q8_BLOCK}"),
+            Self::Length { expected, got } => write!(f, "matrix data has {got} bytes, its shape needs {expected}"),
+        }
+    }
+}
+
+impl std::error::Error for MatrixError {}
+
+impl Matrix {
+    /// From little-endian f32, row-major.
+    pub fn from_f32(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
+        check_len(rows, k, 4, 1, bytes)?;
+        let (values, _) = bytes.as_chunks::<4>();
+        Ok(Matrix { rows, k, data: Data::F32(values.iter().map(|&b| f32::from_le_bytes(b)).collect()) })
+    }
+
+    /// From little-endian f16, row-major.
+    pub fn from_f16(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
+        check_len(rows, k, 2, 1, bytes)?;
+        let (values, _) = bytes.as_chunks::<2>();
+        Ok(Matrix { rows, k, data: Data::F16(values.iter().map(|&b| u16::from_le_bytes(b)).collect()) })
+    }
+
+    /// From GGUF `Q8_0` blocks, row-major; `k` must be a multiple of 32.
+    pub fn from_q8_0(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
+        if !k.is_multiple_of(Q8_BLOCK) {
+            return Err(MatrixError::Columns { k });
+        }
+        check_len(rows, k, Q8_BLOCK_BYTES, Q8_BLOCK, bytes)?;
+        Ok(Matrix { rows, k, data: Data::Q8(interleave(rows, k / Q8_BLOCK, bytes)) })
+    }
+
+    /// Output rows.
+    #[inline]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: the length of an input.
+    #[inline]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes in memory, all of which one matrix-vector product reads.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            Data::F32(w) => size_of_val(&w[..]),
+            Data::F16(w) => size_of_val(&w[..]),
+            Data::Q8(w) => size_of_val(&w.q[..]) + size_of_val(&w.d[..]),
+        }
+    }
+
+    /// Number format of the weights.
+    pub fn format(&self) -> Format {
+        match &self.data {
+            Data::F32(_) => Format::F32,
+            Data::F16(_) => Format::F16,
+            Data::Q8(_) => Format::Q8_0,
+        }
+    }
+
+    /// The form of activations the product with this matrix is defined on.
+    pub fn act_kind(&self) -> ActKind {
+        match &self.data {
+            Data::F32(_) | Data::F16(_) => ActKind::F32,
+            Data::Q8(_) => ActKind::Q8,
+        }
+    }
+
+    /// Writes row `row` as f32, exact in every format (q * d has at most 19 significant bits).
+    ///
+    /// # Panics
+    /// If `row` is not below `rows` or `out` is not `[k]`.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert_eq!(out.len(), self.k);
+        let range = row * self.k..(row + 1) * self.k;
+        match &self.data {
+            Data::F32(w) => out.copy_from_slice(&w[range]),
+            Data::F16(w) => out.iter_mut().zip(&w[range]).for_each(|(out, &w)| *out = f16::to_f32(w)),
+            Data::Q8(w) => {
+                let (q, d) = w.group(row / GROUP);
+                let i = row % GROUP;
+                let (blocks, _) = out.as_chunks_mut::<Q8_BLOCK>();
+                for ((out, q), d) in blocks.iter_mut().zip(q).zip(d) {
+                    let d = f16::to_f32(d[i]);
+                    for (column, out) in out.iter_mut().enumerate() {
+                        *out = f32::from(q.weight(i, column)) * d;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check_len(rows: usize, k: usize, unit_bytes: usize, unit: usize, bytes: &[u8]) -> Result<(), MatrixError> {
+    let expected = rows.checked_mul(k).filter(|&n| n > 0).and_then(|n| (n / unit).checked_mul(unit_bytes));
+    let Some(expected) = expected else {
+        return Err(MatrixError::Shape { rows, k });
+    };
+    if bytes.len() != expected {
+        return Err(MatrixError::Length { expected, got: bytes.len() });
+    }
+    Ok(())
+}
+
+fn interleave(rows: usize, n_blocks: usize, bytes: &[u8]) -> Q8Weights {
+    let n_groups = rows.div_ceil(GROUP);
+    let mut q = vec![WeightBlock::ZERO; n_groups * n_blocks];
+    let mut d = vec![[0u16; GROUP]; n_groups * n_blocks];
+    let mut has_min = false;
+    let (blocks, _) = bytes.as_chunks::<Q8_BLOCK_BYTES>();
+    for (row, blocks) in blocks.chunks_exact(n_blocks).enumerate() {
+        let (g, i) = (row / GROUP, row % GROUP);
+        let range = g * n_blocks..(g + 1) * n_blocks;
+        for ((q, d), block) in q[range.clone()].iter_mut().zip(&mut d[range]).zip(blocks) {
+            d[i] = u16::from_le_bytes([block[0], block[1]]);
+            let (fours, _) = block[2..].as_chunks::<4>();
+            for (line, four) in q.0.iter_mut().zip(fours) {
+                has_min |= four.contains(&0x80);
+                line[4 * i..4 * i + 4].copy_from_slice(&four.map(|w| w ^ 0x80));
+            }
+        }
+    }
+    Q8Weights { n_blocks, q, d, has_min }
+}
