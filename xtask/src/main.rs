@@ -1,3 +1,31 @@
-//! Tests, benchmarks and checks of the workspace.
+//! `cargo xtask`: everything that is done to the workspace rather than by it.
+//!
+//! No argument parser and no async runtime: this binary is built first on a bare machine and must build in seconds.
 
-fn main() {}
+mod bench;
+mod shell;
+mod test;
+mod tidy;
+
+const HELP: &str = "cargo xtask COMMAND
+
+  test [STEP ...]   every test: tidy, rust, contracts, clients (all of them without STEP)
+  tidy              the rules of docs/ARCHITECTURE.md that a program can check
+  bench [NAME ...]  measurements against peers, interleaved: engine, gateway (both without NAME);
+                    results go to bench/record/
+";
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["test", steps @ ..] => test::run(steps),
+        ["tidy"] => tidy::run(),
+        ["bench", names @ ..] => bench::run(names),
+        ["help" | "--help" | "-h"] | [] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        [other, ..] => anyhow::bail!("unknown command {other:?}\n\n{HELP}"),
+    }
+}

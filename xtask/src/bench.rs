@@ -1,0 +1,33 @@
+//! `cargo xtask bench`: measurements against peers in one interleaved run.
+//!
+//! Nothing here asserts a time; results are written to bench/record/ with the command and the machine.
+
+use crate::shell::{self, root, target_dir};
+use crate::test::python;
+use anyhow::bail;
+use std::process::Command;
+
+/// Each benchmark: its name and the script that runs it; every script writes bench/record/NAME.json.
+const BENCHES: &[(&str, &str)] = &[("engine", "bench/engine.py"), ("gateway", "bench/gateway.py")];
+
+/// Runs the named benchmarks, or all of them.
+pub fn run(names: &[&str]) -> anyhow::Result<()> {
+    if let Some(unknown) = names.iter().find(|n| !BENCHES.iter().any(|(b, _)| b == *n)) {
+        bail!("no benchmark {unknown:?}; there are engine, gateway");
+    }
+    shell::run(
+        Command::new("cargo").args(["build", "--release", "--locked", "--package", "assay"]).current_dir(root()),
+    )?;
+    let python = python(&root().join("bench"))?;
+    for (name, script) in BENCHES {
+        if names.is_empty() || names.contains(name) {
+            shell::run(
+                Command::new(&python)
+                    .arg(root().join(script))
+                    .arg(target_dir().join("release/assay"))
+                    .current_dir(root()),
+            )?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! `cargo xtask test`: every test, in the order in which a failure is cheapest to find.
+
+use crate::shell::{self, root, target_dir};
+use crate::tidy;
+use anyhow::{Context, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+const STEPS: &[(&str, fn() -> anyhow::Result<()>)] =
+    &[("tidy", tidy::run), ("rust", rust), ("contracts", contracts), ("clients", clients)];
+
+/// Runs the named steps, or all of them.
+pub fn run(names: &[&str]) -> anyhow::Result<()> {
+    if let Some(unknown) = names.iter().find(|n| !STEPS.iter().any(|(s, _)| s == *n)) {
+        let known: Vec<&str> = STEPS.iter().map(|(s, _)| *s).collect();
+        bail!("no step {unknown:?}; there are {}", known.join(", "));
+    }
+    let start = Instant::now();
+    for (name, step) in STEPS {
+        if names.is_empty() || names.contains(name) {
+            step().with_context(|| format!("step {name}"))?;
+        }
+    }
+    eprintln!("\nall steps passed in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Unit and integration tests. The release profile, so that the tests run what users run and one build serves both.
+fn rust() -> anyhow::Result<()> {
+    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    cargo(&["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
+}
+
+/// forge's unit, fuzz and invariant tests, and the committed artifacts against a fresh compilation.
+fn contracts() -> anyhow::Result<()> {
+    let dir = root().join("contracts");
+    npm_ci(&dir)?;
+    shell::run(Command::new("npm").args(["run", "--silent", "test"]).current_dir(&dir))?;
+    shell::run(Command::new("npm").args(["run", "--silent", "check"]).current_dir(&dir))
+}
+
+/// Stock OpenAI clients in Python and JavaScript against a running network.
+fn clients() -> anyhow::Result<()> {
+    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    let dir = root().join("tests/clients");
+    npm_ci(&dir)?;
+    let python = python(&dir)?;
+    shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))
+}
+
+fn cargo(args: &[&str]) -> anyhow::Result<()> {
+    shell::run(Command::new("cargo").args(args).current_dir(root()))
+}
+
+/// Installs exactly what the lock file says, once per lock file.
+fn npm_ci(dir: &Path) -> anyhow::Result<()> {
+    let lock = dir.join("package-lock.json");
+    let stamp = dir.join("node_modules/.assay-lock");
+    let wanted = std::fs::read_to_string(&lock).with_context(|| lock.display().to_string())?;
+    if std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        return Ok(());
+    }
+    shell::run(Command::new("npm").args(["ci", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(dir))?;
+    std::fs::write(&stamp, wanted).with_context(|| stamp.display().to_string())
+}
+
+/// A virtual environment under the target folder with the pinned packages of `dir`; its interpreter.
+pub fn python(dir: &Path) -> anyhow::Result<PathBuf> {
+    let requirements = dir.join("requirements.txt");
+    let wanted = std::fs::read_to_string(&requirements).with_context(|| requirements.display().to_string())?;
+    let name = dir.file_name().context("a folder has a name")?;
+    let venv = target_dir().join("venv").join(name);
+    let python = venv.join("bin/python");
+    let stamp = venv.join("assay-requirements.txt");
+    if std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        return Ok(python);
+    }
+    shell::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))
+        .context("the client tests need python3 with venv (Debian: apt-get install python3-venv)")?;
+    shell::run(
+        Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
+            .arg(&requirements),
+    )?;
+    std::fs::write(&stamp, wanted).with_context(|| stamp.display().to_string())?;
+    Ok(python)
+}
