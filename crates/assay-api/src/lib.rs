@@ -1,1 +1,21 @@
-//! OpenAI wire types and server-sent events.
+//! The OpenAI HTTP API as bytes: requests in, responses and server-sent events out.
+//!
+//! Owns the wire types, which parameters are understood, refused or reported as ignored, and how decimal parameters
+//! become the integers of a [`Job`](assay_types::Job). Holds no socket, clock or randomness, knows no HTTP status
+//! and no tokenizer: the gateway maps [`RequestError`] to a status and hands in token ids, seed and nonce.
+
+mod error;
+mod json;
+mod request;
+mod response;
+mod stream;
+
+pub use error::{ErrorBody, ErrorObject, RequestError};
+pub use request::{
+    ChatRequest, CompletionRequest, Limits, MODEL_NAME_LEN_MAX, Message, Options, Prompt, Role, WARNINGS_MAX,
+};
+pub use response::{
+    AssayInfo, AssistantMessage, ChatChoice, ChatCompletion, Completion, CompletionChoice, FinishReason, Head,
+    ModelCard, ModelList, Usage,
+};
+pub use stream::{DONE, StreamEncoder, StreamKind, error_event};

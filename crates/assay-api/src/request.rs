@@ -1,0 +1,404 @@
+//! Chat and completion requests: which fields are understood, refused, or reported as ignored.
+//!
+//! Three groups. Understood fields are here as typed values. Fields that would change the answer and are not
+//! implemented are refused by name unless they hold the value that changes nothing. Everything else goes into
+//! `warnings`, which the reply carries: nothing is dropped in silence.
+
+use crate::RequestError;
+use crate::json::{Field, Fields};
+use assay_types::{B256, Job, MICRO, ModelId, Sampling, TokenId};
+
+/// Bounds on a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Largest body in bytes.
+    pub body_bytes_max: usize,
+    /// Most chat messages.
+    pub messages_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { body_bytes_max: 1 << 20, messages_max: 1024 }
+    }
+}
+
+/// Longest model name in bytes.
+pub const MODEL_NAME_LEN_MAX: usize = 256;
+/// Most warnings in one reply; further ones are counted.
+pub const WARNINGS_MAX: usize = 16;
+/// Output bound of `/v1/completions` where the request has none: the API's documented default.
+const COMPLETION_MAX_TOKENS: u32 = 16;
+/// Stop strings: a job's own bounds (`Job::validate`), checked here for an error with the field's path.
+const STOP_COUNT_MAX: usize = 16;
+const STOP_LEN_MAX: usize = 256;
+
+/// Who speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// Instructions, by the name newer clients use.
+    Developer,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// The name chat templates know: `developer` is `system` there.
+    #[must_use]
+    pub fn template_name(self) -> &'static str {
+        match self {
+            Self::System | Self::Developer => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One chat message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// Text; several text parts are joined by a newline.
+    pub content: String,
+}
+
+/// `POST /v1/chat/completions`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChatRequest {
+    /// The model's name.
+    pub model: String,
+    /// At least one.
+    pub messages: Vec<Message>,
+    /// Everything else.
+    pub options: Options,
+}
+
+/// What a completion goes on from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Prompt {
+    /// Text, yet to be tokenized.
+    Text(String),
+    /// Token ids, used as they are.
+    Tokens(Vec<TokenId>),
+}
+
+/// `POST /v1/completions`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CompletionRequest {
+    /// The model's name.
+    pub model: String,
+    /// One prompt.
+    pub prompt: Prompt,
+    /// Everything else.
+    pub options: Options,
+}
+
+/// What both kinds of request share.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Server-sent events instead of one body.
+    pub stream: bool,
+    /// A usage chunk at the end of a stream.
+    pub include_usage: bool,
+    /// Seed; a negative one counts modulo 2^64. `None`: the gateway draws one.
+    pub seed: Option<u64>,
+    /// Stop strings: at most 16 of 1 to 256 bytes.
+    pub stop: Vec<String>,
+    /// Bound on output tokens, at least 1. `None`: what fits the context.
+    pub max_tokens: Option<u32>,
+    /// Temperature in millionths, to the nearest, halves away from zero; 0 to 2_000_000, 1_000_000 if not given.
+    pub temperature_micro: u32,
+    /// Nucleus in millionths, to the nearest, halves away from zero, at least 1 (so 0 means the most likely token).
+    pub top_p_micro: u32,
+    /// Only this many most likely tokens; 0 is all (so is -1, which other servers use).
+    pub top_k: u32,
+    /// Go on after an end-of-generation token.
+    pub ignore_eos: bool,
+    /// What was ignored, for the reply; at most [`WARNINGS_MAX`] and one that counts the others.
+    pub warnings: Vec<String>,
+}
+
+impl ChatRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, RequestError> {
+        let mut fields = Fields::parse_body(body)?;
+        let model = model_name(&mut fields)?;
+        let items = fields.require("messages")?;
+        let list = items.array("an array of messages")?;
+        if list.is_empty() || list.len() > limits.messages_max {
+            let reason = format!("expected 1 to {} messages, got {}", limits.messages_max, list.len());
+            return Err(items.refuse(reason));
+        }
+        let mut ignored = Vec::new();
+        let messages = list.iter().map(|item| message(item, &mut ignored)).collect::<Result<_, _>>()?;
+        let options = options(fields, ignored)?;
+        Ok(Self { model, messages, options })
+    }
+}
+
+impl CompletionRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse(body: &[u8]) -> Result<Self, RequestError> {
+        let mut fields = Fields::parse_body(body)?;
+        let model = model_name(&mut fields)?;
+        let prompt = prompt(&fields.require("prompt")?)?;
+        let mut options = options(fields, Vec::new())?;
+        options.max_tokens.get_or_insert(COMPLETION_MAX_TOKENS);
+        Ok(Self { model, prompt, options })
+    }
+}
+
+impl Options {
+    /// The job. `max_tokens` and `seed` are the caller's where the request has none.
+    #[must_use]
+    pub fn job(&self, model_id: ModelId, prompt: Vec<TokenId>, max_tokens: u32, seed: u64, nonce: B256) -> Job {
+        Job {
+            model_id,
+            prompt,
+            prefix: Vec::new(),
+            max_tokens: self.max_tokens.unwrap_or(max_tokens),
+            sampling: Sampling {
+                temperature_micro: self.temperature_micro,
+                top_p_micro: self.top_p_micro,
+                top_k: self.top_k,
+                seed: self.seed.unwrap_or(seed),
+            },
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            nonce,
+        }
+    }
+}
+
+fn model_name(fields: &mut Fields<'_>) -> Result<String, RequestError> {
+    let field = fields.require("model")?;
+    let name = field.string()?;
+    if name.is_empty() || name.len() > MODEL_NAME_LEN_MAX {
+        return Err(field.refuse(format!("expected a name of 1 to {MODEL_NAME_LEN_MAX} bytes")));
+    }
+    Ok(name)
+}
+
+fn message(item: &Field<'_>, ignored: &mut Vec<String>) -> Result<Message, RequestError> {
+    let mut fields = item.object()?;
+    let role_field = fields.require("role")?;
+    let role = match role_field.string()?.as_str() {
+        "system" => Role::System,
+        "developer" => Role::Developer,
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        "tool" | "function" => return Err(role_field.unsupported("tool calls are not supported")),
+        _ => return Err(role_field.refuse("expected one of system, developer, user, assistant")),
+    };
+    for name in ["tool_calls", "function_call", "audio"] {
+        if let Some(field) = fields.take(name)
+            && !field.equals("[]")
+        {
+            return Err(field.unsupported("only text messages are supported"));
+        }
+    }
+    let content = content(&fields.require("content")?)?;
+    ignored.extend(fields.rest());
+    Ok(Message { role, content })
+}
+
+fn content(field: &Field<'_>) -> Result<String, RequestError> {
+    if !field.is_array() {
+        return if field.is_string() { field.string() } else { Err(field.wrong("a string or an array of text parts")) };
+    }
+    let mut text = String::new();
+    for (index, part) in field.array("an array of text parts")?.iter().enumerate() {
+        let mut fields = part.object()?;
+        let kind = fields.require("type")?;
+        if kind.string()? != "text" {
+            return Err(kind.unsupported("only parts of type 'text' are supported"));
+        }
+        if index > 0 {
+            text.push('\n');
+        }
+        text.push_str(&fields.require("text")?.string()?);
+    }
+    Ok(text)
+}
+
+fn prompt(field: &Field<'_>) -> Result<Prompt, RequestError> {
+    const EXPECTED: &str = "a string, an array of one string, or an array of token ids";
+    if field.is_string() {
+        return field.string().map(Prompt::Text);
+    }
+    if !field.is_array() {
+        return Err(field.wrong(EXPECTED));
+    }
+    // Token ids first: a list of them may be long, and needs no per-item bookkeeping.
+    if let Ok(tokens) = field.token_ids() {
+        return if tokens.is_empty() { Err(field.refuse("the prompt is empty")) } else { Ok(Prompt::Tokens(tokens)) };
+    }
+    let items = field.array(EXPECTED)?;
+    match items.as_slice() {
+        [one] if one.is_string() => one.string().map(Prompt::Text),
+        [one] if one.is_array() => one.token_ids().map(Prompt::Tokens),
+        [first, ..] if first.is_integer() => field.token_ids().map(Prompt::Tokens),
+        [_] => Err(field.refuse(format!("expected {EXPECTED}"))),
+        _ => Err(field.unsupported("one prompt per request")),
+    }
+}
+
+fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, RequestError> {
+    let stream = fields.take("stream").map(|f| f.bool()).transpose()?.unwrap_or(false);
+    let include_usage = stream_options(&mut fields, stream, &mut ignored)?;
+    let options = Options {
+        stream,
+        include_usage,
+        seed: fields.take("seed").map(|f| seed(&f)).transpose()?,
+        stop: fields.take("stop").map(|f| stop(&f)).transpose()?.unwrap_or_default(),
+        max_tokens: max_tokens(&mut fields)?,
+        temperature_micro: micro(&mut fields, "temperature", 2.0)?.unwrap_or(MICRO),
+        top_p_micro: micro(&mut fields, "top_p", 1.0)?.unwrap_or(MICRO).max(1),
+        top_k: top_k(&mut fields)?,
+        ignore_eos: fields.take("ignore_eos").map(|f| f.bool()).transpose()?.unwrap_or(false),
+        warnings: Vec::new(),
+    };
+    refuse_unsupported(&mut fields)?;
+    ignored.extend(fields.rest());
+    Ok(Options { warnings: warnings(ignored), ..options })
+}
+
+fn stream_options(fields: &mut Fields<'_>, stream: bool, ignored: &mut Vec<String>) -> Result<bool, RequestError> {
+    let Some(field) = fields.take("stream_options") else { return Ok(false) };
+    if !stream {
+        return Err(field.refuse("only allowed when 'stream' is true"));
+    }
+    let mut inner = field.object()?;
+    let include = inner.take("include_usage").map(|f| f.bool()).transpose()?.unwrap_or(false);
+    ignored.extend(inner.rest());
+    Ok(include)
+}
+
+fn seed(field: &Field<'_>) -> Result<u64, RequestError> {
+    const EXPECTED: &str = "an integer from -9223372036854775808 to 18446744073709551615";
+    match field.integer::<u64>(EXPECTED) {
+        Ok(seed) => Ok(seed),
+        Err(_) => field.integer::<i64>(EXPECTED).map(i64::cast_unsigned),
+    }
+}
+
+fn stop(field: &Field<'_>) -> Result<Vec<String>, RequestError> {
+    const EXPECTED: &str = "a string or an array of strings";
+    let check = |item: &Field<'_>| {
+        let text = item.string()?;
+        if text.is_empty() || text.len() > STOP_LEN_MAX {
+            return Err(item.refuse(format!("each stop string is 1 to {STOP_LEN_MAX} bytes long")));
+        }
+        Ok(text)
+    };
+    if field.is_string() {
+        return Ok(vec![check(field)?]);
+    }
+    let items = field.array(EXPECTED)?;
+    if items.len() > STOP_COUNT_MAX {
+        return Err(field.refuse(format!("at most {STOP_COUNT_MAX} stop strings, got {}", items.len())));
+    }
+    items.iter().map(check).collect()
+}
+
+fn max_tokens(fields: &mut Fields<'_>) -> Result<Option<u32>, RequestError> {
+    const EXPECTED: &str = "an integer from 1 to 4294967295";
+    let read = |field: &Field<'_>| match field.integer::<u32>(EXPECTED)? {
+        0 => Err(field.refuse(format!("expected {EXPECTED}, got 0"))),
+        tokens => Ok(tokens),
+    };
+    let old = fields.take("max_tokens").map(|f| read(&f)).transpose()?;
+    let Some(field) = fields.take("max_completion_tokens") else { return Ok(old) };
+    let new = read(&field)?;
+    match old {
+        Some(other) if other != new => Err(field.refuse("'max_tokens' is given, too, with another value")),
+        _ => Ok(Some(new)),
+    }
+}
+
+/// A decimal from 0 to `max` in millionths: nearest, halves away from zero.
+fn micro(fields: &mut Fields<'_>, name: &str, max: f64) -> Result<Option<u32>, RequestError> {
+    let Some(field) = fields.take(name) else { return Ok(None) };
+    let value = field.number(&format!("a number from 0 to {max}"))?;
+    if !(0.0..=max).contains(&value) {
+        return Err(field.refuse(format!("expected a number from 0 to {max}, got {value}")));
+    }
+    // At most 2e6 after the check: the cast is exact.
+    Ok(Some((value * f64::from(MICRO)).round() as u32))
+}
+
+fn top_k(fields: &mut Fields<'_>) -> Result<u32, RequestError> {
+    const EXPECTED: &str = "an integer from 0 to 4294967295, or -1 for all";
+    let Some(field) = fields.take("top_k") else { return Ok(0) };
+    match field.integer::<i64>(EXPECTED)? {
+        -1 => Ok(0),
+        k => u32::try_from(k).map_err(|_| field.refuse(format!("expected {EXPECTED}, got {k}"))),
+    }
+}
+
+/// Fields that would change the answer, the values (as JSON) that do not, and what to say.
+const UNSUPPORTED: &[(&str, &[&str], &str)] = &[
+    ("tools", &["[]"], "tool calls are not supported"),
+    ("tool_choice", &["\"none\"", "\"auto\""], "tool calls are not supported"),
+    ("functions", &["[]"], "tool calls are not supported"),
+    ("function_call", &["\"none\"", "\"auto\""], "tool calls are not supported"),
+    ("n", &["1"], "one choice per request"),
+    ("best_of", &["1"], "one choice per request"),
+    ("logprobs", &["false"], "log probabilities are not supported"),
+    ("top_logprobs", &["0"], "log probabilities are not supported"),
+    ("response_format", &["{\"type\":\"text\"}"], "only {\"type\": \"text\"}"),
+    ("logit_bias", &["{}"], "logit bias is not supported"),
+    ("presence_penalty", &["0", "0.0"], "penalties are not supported"),
+    ("frequency_penalty", &["0", "0.0"], "penalties are not supported"),
+    ("repetition_penalty", &["1", "1.0"], "penalties are not supported"),
+    ("min_p", &["0", "0.0"], "min_p is not supported"),
+    ("min_tokens", &["0"], "min_tokens is not supported"),
+    ("echo", &["false"], "the prompt is not repeated in the output"),
+    ("suffix", &["\"\""], "insertion is not supported"),
+    ("modalities", &["[\"text\"]"], "only text"),
+    ("audio", &[], "only text"),
+    ("web_search_options", &[], "web search is not supported"),
+    ("reasoning_effort", &["\"none\""], "reasoning is not supported"),
+    ("guided_json", &[], "constrained output is not supported"),
+    ("guided_regex", &[], "constrained output is not supported"),
+    ("guided_grammar", &[], "constrained output is not supported"),
+    ("guided_choice", &[], "constrained output is not supported"),
+];
+
+fn refuse_unsupported(fields: &mut Fields<'_>) -> Result<(), RequestError> {
+    for (name, harmless, reason) in UNSUPPORTED {
+        if let Some(field) = fields.take(name)
+            && !harmless.iter().any(|value| field.equals(value))
+        {
+            return Err(field.unsupported(*reason));
+        }
+    }
+    Ok(())
+}
+
+fn warnings(ignored: Vec<String>) -> Vec<String> {
+    let extra = ignored.len().saturating_sub(WARNINGS_MAX);
+    let mut warnings: Vec<String> = ignored
+        .into_iter()
+        .take(WARNINGS_MAX)
+        .map(|path| format!("parameter '{}' was ignored", path.chars().take(80).collect::<String>()))
+        .collect();
+    if extra > 0 {
+        warnings.push(format!("{extra} further parameters were ignored"));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests;
