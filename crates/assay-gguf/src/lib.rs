@@ -1,1 +1,27 @@
 //! GGUF files, tokenizers and chat templates: bytes in, values out.
+//!
+//! What comes in was written by strangers: every size is checked against the bytes that exist before memory is taken
+//! for it, and nothing here panics on what a file or a text contains. Files, mapping and hashing of weights are
+//! `assay-store`'s; arithmetic on tensors is `assay-num`'s.
+
+mod bpe;
+mod decode;
+mod ggml;
+mod gguf;
+mod output;
+mod parse;
+mod pretokenize;
+pub mod quant;
+mod special;
+mod spm;
+mod tokenizer;
+mod value;
+mod vocab;
+pub mod write;
+
+pub use decode::TextDecoder;
+pub use ggml::GgmlType;
+pub use gguf::{FromValue, Gguf, GgufError, TensorInfo};
+pub use output::{FinishReason, OutputLimits, OutputText, Piece};
+pub use tokenizer::{Tokenizer, TokenizerError};
+pub use value::{Array, StrArray, Value};
