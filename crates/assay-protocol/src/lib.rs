@@ -1,1 +1,36 @@
-//! Pure state machines: channels, pricing, routing.
+//! The rules of the network as pure functions and plain structs.
+//!
+//! Owns: what a payer may sign and a receiver may take on one payment channel ([`PayerChannel`], [`ReceiverChannel`]),
+//! how tokens become money ([`StreamTerms`]), what a payer checks in a receipt ([`ReceiptExpectation`]) and which
+//! provider gets a request ([`route`]). Holds no socket, file, clock, key or randomness: the caller signs, stores,
+//! measures and draws. Nothing here panics, whatever a peer sends.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::float_arithmetic
+    )
+)]
+
+mod payer;
+mod receipt;
+mod receiver;
+mod route;
+mod terms;
+
+#[cfg(test)]
+mod channel_tests;
+
+pub use payer::{PayerChannel, PayerError, PayerState};
+pub use receipt::{ReceiptExpectation, ReceiptFault};
+pub use receiver::{ChannelTerms, ReceiverChannel, ReceiverError, ReceiverState, VerifiedVoucher, VoucherError};
+pub use route::{Candidate, RouteQuery, Snapshot, route};
+pub use terms::StreamTerms;
+
+/// Most requests that one channel carries at a time; a further one is an error on both sides.
+pub const STREAMS_MAX: usize = 1024;
