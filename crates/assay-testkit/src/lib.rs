@@ -1,1 +1,3 @@
 //! Test support: tiny models, virtual peers.
+
+pub mod models;
