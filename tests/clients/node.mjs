@@ -1,0 +1,70 @@
+// The npm `openai` client against a running network. Usage: node.mjs BASE_URL KEY. Prints one JSON line a check:
+// {"name": .., "error": ..}; no `error` means passed.
+import assert from 'node:assert/strict';
+import OpenAI from 'openai';
+
+const [baseURL, apiKey] = process.argv.slice(2);
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
+const model = (await client.models.list()).data[0].id;
+const messages = [{ role: 'user', content: 'What is the capital of France?' }];
+const chat = (change) => client.chat.completions.create({ model, messages, temperature: 0, ...change });
+
+const checks = {
+  'node: answers the capital of France': async () => {
+    const reply = await chat();
+    assert.match(reply.choices[0].message.content, /Paris/);
+    assert.equal(reply.choices[0].finish_reason, 'stop');
+  },
+  'node: stream equals the whole answer of the same seed': async () => {
+    const whole = await chat({ seed: 11, temperature: 1 });
+    let text = '';
+    let usage;
+    for await (const chunk of await chat({
+      seed: 11,
+      temperature: 1,
+      stream: true,
+      stream_options: { include_usage: true },
+    })) {
+      text += chunk.choices[0]?.delta?.content ?? '';
+      usage = chunk.usage ?? usage;
+    }
+    assert.equal(text, whole.choices[0].message.content);
+    assert.equal(usage.completion_tokens, whole.usage.completion_tokens);
+  },
+  'node: system message and several turns': async () => {
+    const reply = await client.chat.completions.create({
+      model,
+      temperature: 0,
+      messages: [
+        { role: 'system', content: 'You are a helpful assistant.' },
+        { role: 'user', content: 'Hello' },
+        { role: 'assistant', content: 'Hello! How can I help you?' },
+        { role: 'user', content: [{ type: 'text', text: 'What is the capital of France?' }] },
+      ],
+    });
+    assert.ok(reply.usage.prompt_tokens > 10);
+  },
+  'node: aborted stream': async () => {
+    const stream = await chat({ stream: true, messages: [{ role: 'user', content: 'Tell me a long story.' }] });
+    for await (const _chunk of stream) {
+      stream.controller.abort();
+      break;
+    }
+    assert.match((await chat()).choices[0].message.content, /Paris/);
+  },
+  'node: unknown model is 404 model_not_found': async () => {
+    await assert.rejects(chat({ model: 'gpt-9' }), (e) => e.status === 404 && e.code === 'model_not_found');
+  },
+  'node: wrong type names the field': async () => {
+    await assert.rejects(chat({ max_tokens: 'many' }), (e) => e.status === 400 && e.param === 'max_tokens');
+  },
+};
+
+for (const [name, check] of Object.entries(checks)) {
+  try {
+    await check();
+    console.log(JSON.stringify({ name }));
+  } catch (error) {
+    console.log(JSON.stringify({ name, error: String(error?.stack ?? error).slice(0, 2000) }));
+  }
+}
