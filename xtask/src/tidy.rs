@@ -24,12 +24,6 @@ const LAYERS: &[(&str, u32)] = &[
     ("assay", 5),
 ];
 
-/// Same-layer edges that are allowed, with the reason.
-const SAME_LAYER: &[(&str, &str)] = &[
-    // A model is loaded from a mapped, verified file.
-    ("assay-engine", "assay-store"),
-];
-
 /// Third-party crates with one owner (R3); `|` separates owners.
 const OWNERS: &[(&str, &str)] = &[
     ("revm", "assay-chain"),
@@ -138,9 +132,7 @@ fn layers(packages: &[Package], broken: &mut Vec<String>) {
             continue;
         };
         for dependency in package.dependencies.iter().filter(|d| d.starts_with("assay")) {
-            let allowed = SAME_LAYER.contains(&(package.name.as_str(), dependency.as_str()))
-                || layer(dependency).is_some_and(|l| l < own);
-            if !allowed {
+            if layer(dependency).is_none_or(|l| l >= own) {
                 broken.push(format!("R1 {} (layer {own}) may not depend on {dependency}", package.name));
             }
         }

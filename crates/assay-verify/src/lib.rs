@@ -1,1 +1,8 @@
-//! Receipt verification and replay.
+//! Checks receipts: first what they say about themselves (hashes, signatures, sums), then, with the model file,
+//! that the answer is the one the model gives.
+//!
+//! Needs no network. Whether a provider's stake stands behind its signature is asked of the chain by the caller,
+//! who has the list of providers from [`statements::check`].
+
+pub mod replay;
+pub mod statements;
