@@ -1,0 +1,190 @@
+//! The frames. `Serialize` here is the wire format: a change of any type bumps [`PROTOCOL_VERSION`].
+
+use assay_types::{
+    Amount, ChannelConfig, Finish, Job, Prices, ProviderId, RequestHash, SignedOffer, SignedReceipt, SignedVoucher,
+    TokenId,
+};
+use serde::{Deserialize, Serialize};
+
+/// Version of everything in this module but the two hellos, which never change.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Longest [`Refused::message`] that is sent, in bytes.
+pub const MESSAGE_LEN_MAX: usize = 512;
+
+/// From the client's side (a gateway).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ClientFrame {
+    /// First frame of a connection.
+    Hello(Hello),
+    /// Asks for [`ProviderFrame::Offer`].
+    OfferRequest,
+    /// Asks for [`ProviderFrame::Channel`]: what the provider holds of this channel. Answered only between jobs.
+    ChannelRequest(ChannelConfig),
+    /// Asks for [`ProviderFrame::Receipt`]: the latest receipt of a request whose stream broke.
+    ReceiptRequest(RequestHash),
+    /// Asks to run a job; one at a time on a connection.
+    Open(Box<Open>),
+    /// Pays for the next chunk of the running job.
+    Pay(Pay),
+    /// Ends the running job; what was produced is receipted and billed, and [`ProviderFrame::Done`] follows.
+    /// Ignored when no job runs: the last one may have ended while this was on its way.
+    Cancel,
+}
+
+/// From the provider.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ProviderFrame {
+    /// Answer to [`ClientFrame::Hello`].
+    Hello(ProviderHello),
+    /// What it serves, at which price, with its load at this moment.
+    Offer(SignedOffer),
+    /// Answer to [`ClientFrame::ChannelRequest`].
+    Channel(Box<ChannelReport>),
+    /// Answer to [`ClientFrame::ReceiptRequest`].
+    Receipt(Box<ReceiptReport>),
+    /// The job is in the provider's queue.
+    Accepted,
+    /// Further output tokens, in order; at least one.
+    Tokens(Vec<TokenId>),
+    /// A receipt for the output so far ([`Finish::Open`]), signed at each 64 output tokens once a further one exists.
+    Checkpoint(SignedReceipt),
+    /// The end of the job.
+    Done(Done),
+    /// Nothing (more) will be done for the last request on this connection. Before [`ProviderFrame::Accepted`] nothing
+    /// is charged; after it the checkpoints stand.
+    Refused(Refused),
+}
+
+/// The client's first frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u16,
+    /// The chain on which stake and channels stand.
+    pub chain_id: u64,
+}
+
+/// The provider's first frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ProviderHello {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u16,
+    /// The chain on which it is registered.
+    pub chain_id: u64,
+    /// Who it says it is.
+    pub provider: ProviderId,
+}
+
+/// A job and the first payment for it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Open {
+    /// What to run.
+    pub job: Job,
+    /// Which channel pays.
+    pub channel: ChannelConfig,
+    /// The prices that the client saw; charged exactly, and refused if the provider asks more by now.
+    pub prices: Prices,
+    /// Covers this grant and everything else on the channel.
+    pub voucher: SignedVoucher,
+    /// What this request may charge: input and one chunk of output.
+    pub grant: Amount,
+}
+
+/// A further payment for the running job.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pay {
+    /// Covers the grant and everything else on the channel.
+    pub voucher: SignedVoucher,
+    /// What this request may charge in total, earlier grants included.
+    pub grant: Amount,
+}
+
+/// What a provider holds of a channel, for a payer that lost its state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChannelReport {
+    /// The highest voucher; none if the channel was never used.
+    pub voucher: Option<SignedVoucher>,
+    /// Sum over all requests of their latest receipt's `charged`.
+    pub charged_total: Amount,
+    /// The receipt with that total, which proves it; none if nothing was charged.
+    pub latest: Option<SignedReceipt>,
+    /// Requests that run on the channel at this moment.
+    pub open_streams: u32,
+}
+
+/// The latest receipt of one request.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReceiptReport {
+    /// It still runs: a later receipt will follow.
+    pub is_running: bool,
+    /// With how it ended; none if nothing was charged for it.
+    pub last: Option<Done>,
+}
+
+/// The last receipt of a job and how the job ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// The receipt.
+    pub receipt: SignedReceipt,
+    /// Hashed in the receipt. [`Finish::Open`] where the job was cut and the last checkpoint covers all that is billed.
+    pub finish: Finish,
+}
+
+/// A refusal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Refused {
+    /// What for.
+    pub code: RefusedCode,
+    /// For people; at most [`MESSAGE_LEN_MAX`] bytes.
+    pub message: String,
+}
+
+/// Why a provider refuses.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum RefusedCode {
+    /// It speaks another protocol version.
+    Version,
+    /// It is registered on another chain.
+    Network,
+    /// A frame that does not belong here.
+    Protocol,
+    /// It does not serve the model.
+    UnknownModel,
+    /// The job is not valid; it would be refused everywhere.
+    BadJob,
+    /// The channel is not one it takes payment from.
+    Channel,
+    /// The voucher's signature or channel is wrong.
+    Voucher,
+    /// Voucher or deposit do not cover the grant, or the grant does not cover the first chunk.
+    NotCovered,
+    /// It asks more by now.
+    Price,
+    /// Its queue is full.
+    Busy,
+    /// It is shutting down.
+    Draining,
+    /// It has served this request before.
+    Duplicate,
+    /// Its own fault: engine, storage or chain.
+    Internal,
+}
+
+impl RefusedCode {
+    /// Whether another provider may well take the same request.
+    #[must_use]
+    pub fn is_worth_retrying_elsewhere(self) -> bool {
+        !matches!(self, Self::BadJob)
+    }
+}
+
+impl Refused {
+    /// A refusal with the message cut to [`MESSAGE_LEN_MAX`] bytes.
+    #[must_use]
+    pub fn new(code: RefusedCode, message: impl std::fmt::Display) -> Self {
+        let mut message = message.to_string();
+        message.truncate(message.floor_char_boundary(MESSAGE_LEN_MAX));
+        Self { code, message }
+    }
+}
