@@ -1,0 +1,109 @@
+//! One mapped GGUF file.
+
+use crate::StoreError;
+use assay_gguf::Gguf;
+use memmap2::Mmap;
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+/// A GGUF file, mapped and parsed. Processes that open the same file share its memory.
+///
+/// The file must not be written or shortened while it is open: like every mapping, this one would show the change, or
+/// the process would be killed by SIGBUS. Replacing it by renaming another file over it is safe.
+#[derive(Debug)]
+pub struct ModelFile {
+    path: PathBuf,
+    map: Mmap,
+    gguf: Gguf,
+    modified: Option<SystemTime>,
+}
+
+impl ModelFile {
+    /// Maps and parses `path`.
+    ///
+    /// # Errors
+    /// [`StoreError`], with the path.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let path = path.as_ref().to_owned();
+        let read = |source| StoreError::Read { path: path.clone(), source };
+        let file = File::open(&path).map_err(read)?;
+        let metadata = file.metadata().map_err(read)?;
+        if !metadata.is_file() {
+            return Err(StoreError::NotAFile { path });
+        }
+        let map = map(&file).map_err(read)?;
+        let gguf = Gguf::parse(&map).map_err(|source| StoreError::Gguf { path: path.clone(), source })?;
+        Ok(Self { path, map, gguf, modified: metadata.modified().ok() })
+    }
+
+    /// The whole file.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Its header.
+    #[must_use]
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// As given to [`Self::open`].
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// When it was last written, if the system knows.
+    #[must_use]
+    pub fn modified(&self) -> Option<SystemTime> {
+        self.modified
+    }
+}
+
+#[expect(unsafe_code, reason = "there is no safe way to map a file; this is the only place that does")]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the mapping is private and read-only, and `&[u8]` into it is only handed out while it is alive. That
+    // nobody writes to the file meanwhile is a condition on the user that `ModelFile` documents; every reader of
+    // these bytes checks what it reads, so a change gives wrong numbers or an error, not memory corruption here.
+    unsafe { Mmap::map(file) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use assay_testkit::models::{TinyLlama, tiny_llama};
+
+    #[test]
+    fn a_valid_file_is_mapped_and_parsed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tiny.gguf");
+        let bytes = tiny_llama(TinyLlama::default());
+        std::fs::write(&path, &bytes).unwrap();
+        let file = ModelFile::open(&path).unwrap();
+        assert_eq!(file.bytes(), bytes);
+        assert_eq!(file.gguf().architecture().unwrap(), "llama");
+        assert_eq!(file.path(), path);
+    }
+
+    #[test]
+    fn what_is_no_model_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |name: &str, content: Option<&[u8]>, expect: &str| {
+            let path = dir.path().join(name);
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            let error = ModelFile::open(&path).unwrap_err().to_string();
+            assert!(error.contains(expect) && error.contains(&*path.to_string_lossy()), "{error}");
+        };
+        check("absent", None, "cannot read");
+        check(".", None, "not a regular file");
+        check("empty", Some(b""), "not a GGUF file");
+        check("text", Some(b"hello"), "not a GGUF file");
+        check("short", Some(b"GGUF\x03\0\0\0"), "number of tensors at byte 8");
+    }
+}
