@@ -1,6 +1,6 @@
 //! Activations `[m, k]` in the form a matrix product reads.
 
-use crate::isa::{Isa, Kernels};
+use crate::isa::{Kernels, dispatch};
 use crate::scalar::{self, Q8_BLOCK};
 use crate::team::Team;
 
@@ -95,9 +95,7 @@ impl Kernels {
     }
 
     fn quantize(self, x: &[[f32; Q8_BLOCK]], out: &mut [ActBlock]) {
-        match self.isa() {
-            Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => quantize_scalar(x, out),
-        }
+        dispatch!(self, quantize(x, out), quantize_scalar(x, out));
     }
 }
 

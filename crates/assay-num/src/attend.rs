@@ -1,7 +1,7 @@
 //! Attention over a KV cache of f16 chunks with absolute positions. Definition: [`crate::scalar::attend`].
 
 use crate::f16;
-use crate::isa::Kernels;
+use crate::isa::{Kernels, dispatch};
 use crate::scalar;
 
 /// Positions per chunk. Part of the definition: chunks are combined in order, so another length gives other bits.
@@ -18,15 +18,32 @@ pub struct KvChunk<'a> {
 
 /// Buffers of [`Kernels::attend`]; one per thread, reusable.
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the definition needs no buffers"))]
 pub struct AttendScratch {
+    /// Scores, then weights, of the queries of one tile: `[TILE_QUERIES, KV_CHUNK]`.
     pub(crate) scores: Vec<f32>,
+    /// Weighted values of one chunk: `[TILE_QUERIES, head_dim]`.
     pub(crate) out: Vec<f32>,
+    /// Largest score and sum of weights of each query over the chunks so far.
+    pub(crate) state: Vec<(f32, f32)>,
 }
+
+/// Most queries a kernel takes at once.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the definition takes one"))]
+const TILE_QUERIES: usize = 4;
 
 impl AttendScratch {
     /// Empty buffers.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the definition needs no buffers"))]
+    pub(crate) fn reset(&mut self, n_queries: usize, head_dim: usize) {
+        self.scores.resize(TILE_QUERIES * KV_CHUNK, 0.0);
+        self.out.resize(TILE_QUERIES * head_dim, 0.0);
+        self.state.clear();
+        self.state.resize(n_queries, (0.0, 0.0));
     }
 }
 
@@ -39,19 +56,35 @@ impl Kernels {
         let head_dim = k.len();
         assert!(p_in_chunk < KV_CHUNK && v.len() == head_dim);
         assert!(chunk_k.len() == KV_CHUNK * head_dim && chunk_v.len() == KV_CHUNK * head_dim);
-        for (column, &k) in chunk_k.chunks_exact_mut(KV_CHUNK).zip(k) {
-            column[p_in_chunk] = f16::from_f32_rne(k);
+        self.narrow(v, &mut chunk_v[p_in_chunk * head_dim..][..head_dim]);
+        let mut narrowed = [0; 64];
+        for (k, columns) in k.chunks(64).zip(chunk_k.chunks_mut(64 * KV_CHUNK)) {
+            let narrowed = &mut narrowed[..k.len()];
+            self.narrow(k, narrowed);
+            for (column, &k) in columns.chunks_exact_mut(KV_CHUNK).zip(&*narrowed) {
+                column[p_in_chunk] = k;
+            }
         }
-        for (out, &v) in chunk_v[p_in_chunk * head_dim..].iter_mut().zip(v) {
-            *out = f16::from_f32_rne(v);
-        }
+    }
+
+    /// Rounds to f16 bits, see [`f16::from_f32_rne`].
+    fn narrow(self, x: &[f32], out: &mut [u16]) {
+        dispatch!(self, narrow(x, out), x.iter().zip(out).for_each(|(&x, out)| *out = f16::from_f32_rne(x)));
     }
 
     /// Attention of the query `q: [head_dim]` over the first `n_keys` positions into `out: [head_dim]`.
     ///
     /// # Panics
     /// If `n_keys` is 0 or above the positions of `chunks`, or a length does not match.
-    pub fn attend(self, q: &[f32], chunks: &[KvChunk<'_>], n_keys: usize, scale: f32, scratch: &mut AttendScratch, out: &mut [f32]) {
+    pub fn attend(
+        self,
+        q: &[f32],
+        chunks: &[KvChunk<'_>],
+        n_keys: usize,
+        scale: f32,
+        scratch: &mut AttendScratch,
+        out: &mut [f32],
+    ) {
         self.attend_many(q, &[n_keys], chunks, scale, scratch, out);
     }
 
@@ -61,6 +94,7 @@ impl Kernels {
     ///
     /// # Panics
     /// As [`Kernels::attend`].
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "the definition needs no buffers"))]
     pub fn attend_many(
         self,
         q: &[f32],
@@ -77,10 +111,21 @@ impl Kernels {
         let head_dim = q.len() / n;
         assert!(head_dim > 0 && q.len() == n * head_dim && out.len() == q.len(), "queries are not [{n}, head_dim]");
         assert!(n_keys.iter().all(|&n| n > 0 && n <= chunks.len() * KV_CHUNK), "n_keys outside the cache");
-        assert!(chunks.iter().all(|c| c.k.len() == KV_CHUNK * head_dim && c.v.len() == KV_CHUNK * head_dim), "chunk lengths");
-        let _ = scratch;
-        for ((q, &n_keys), out) in q.chunks_exact(head_dim).zip(n_keys).zip(out.chunks_exact_mut(head_dim)) {
-            scalar::attend(q, chunks, n_keys, scale, out);
-        }
+        assert!(
+            chunks.iter().all(|c| c.k.len() == KV_CHUNK * head_dim && c.v.len() == KV_CHUNK * head_dim),
+            "chunk lengths"
+        );
+        dispatch!(
+            self,
+            attend_many(q, n_keys, chunks, scale, scratch, out),
+            attend_scalar(q, n_keys, chunks, scale, out)
+        );
+    }
+}
+
+fn attend_scalar(q: &[f32], n_keys: &[usize], chunks: &[KvChunk<'_>], scale: f32, out: &mut [f32]) {
+    let head_dim = q.len() / n_keys.len();
+    for ((q, &n_keys), out) in q.chunks_exact(head_dim).zip(n_keys).zip(out.chunks_exact_mut(head_dim)) {
+        scalar::attend(q, chunks, n_keys, scale, out);
     }
 }

@@ -1,6 +1,6 @@
 //! The element-wise functions and the normalisation of [`Kernels`]. Definitions: [`crate::scalar`].
 
-use crate::isa::Kernels;
+use crate::isa::{Kernels, dispatch};
 use crate::rope::{RopeStyle, RopeTable};
 use crate::scalar;
 
@@ -11,7 +11,7 @@ impl Kernels {
     /// If the lengths differ.
     pub fn exp(self, x: &[f32], out: &mut [f32]) {
         assert_eq!(x.len(), out.len());
-        out.iter_mut().zip(x).for_each(|(out, &x)| *out = scalar::exp(x));
+        dispatch!(self, exp(x, out), out.iter_mut().zip(x).for_each(|(out, &x)| *out = scalar::exp(x)));
     }
 
     /// `out[i] = silu(gate[i]) * up[i]`, see [`scalar::silu`].
@@ -20,9 +20,11 @@ impl Kernels {
     /// If the lengths differ.
     pub fn silu_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
         assert!(gate.len() == up.len() && gate.len() == out.len());
-        for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-            *out = scalar::silu(gate) * up;
-        }
+        dispatch!(
+            self,
+            silu_mul(gate, up, out),
+            out.iter_mut().zip(gate).zip(up).for_each(|((out, &gate), &up)| *out = scalar::silu(gate) * up)
+        );
     }
 
     /// `x[i] += y[i]`.
@@ -43,7 +45,7 @@ impl Kernels {
         let n = w.len();
         assert!(n > 0 && x.len().is_multiple_of(n) && x.len() == out.len());
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
-            scalar::rms_norm(x, w, eps, out);
+            dispatch!(self, rms_norm(x, w, eps, out), scalar::rms_norm(x, w, eps, out));
         }
     }
 
@@ -54,7 +56,7 @@ impl Kernels {
     pub fn rope(self, x: &mut [f32], head_dim: usize, pos: usize, table: &RopeTable, style: RopeStyle) {
         assert!(head_dim > 0 && x.len().is_multiple_of(head_dim) && table.rope_dims() <= head_dim);
         for head in x.chunks_exact_mut(head_dim) {
-            scalar::rope(head, pos, table, style);
+            dispatch!(self, rope(head, pos, table, style), scalar::rope(head, pos, table, style));
         }
     }
 }

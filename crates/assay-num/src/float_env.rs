@@ -19,7 +19,9 @@ pub(crate) fn float_env() -> FloatEnv {
     // Half an ulp of 1 is 2^-24; 1 + 2^-24 is a tie (stays 1), 1 + 3 * 2^-24 a tie (goes to the even 1 + 2^-22).
     let tie = black_box(f32::from_bits(0x3380_0000));
     let one = black_box(1.0f32);
-    let rne = one + tie == 1.0 && one + tie * 3.0 == f32::from_bits(0x3f80_0002) && -one - tie * 3.0 == -f32::from_bits(0x3f80_0002);
+    let rne = one + tie == 1.0
+        && one + tie * 3.0 == f32::from_bits(0x3f80_0002)
+        && -one - tie * 3.0 == -f32::from_bits(0x3f80_0002);
     if !rne {
         return FloatEnv::Rounding;
     }
@@ -38,6 +40,42 @@ pub(crate) fn assert_default() {
     match float_env() {
         FloatEnv::Default => {}
         FloatEnv::Rounding => panic!("this thread does not round to nearest even; canonical arithmetic is impossible"),
-        FloatEnv::FlushToZero => panic!("this thread flushes subnormal numbers to zero; canonical arithmetic is impossible"),
+        FloatEnv::FlushToZero => {
+            panic!("this thread flushes subnormal numbers to zero; canonical arithmetic is impossible")
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use std::arch::asm;
+
+    use super::*;
+
+    /// What `float_env` says while the control register has `value`; the register is restored.
+    #[expect(unsafe_code, reason = "sets the floating point control register")]
+    fn float_env_with(value: u32) -> FloatEnv {
+        let mut before = 0u32;
+        // SAFETY: stores 4 bytes to `before`, loads 4 bytes from `value`; all exceptions stay masked.
+        unsafe { asm!("stmxcsr [{}]", "ldmxcsr [{}]", in(reg) &raw mut before, in(reg) &raw const value) };
+        let found = black_box(float_env());
+        // SAFETY: restores what was stored above.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const before) };
+        found
+    }
+
+    #[test]
+    fn other_environments_are_noticed() {
+        const DEFAULT: u32 = 0x1f80;
+        for (bits, expect) in [
+            (0, FloatEnv::Default),
+            (0x2000, FloatEnv::Rounding),
+            (0x4000, FloatEnv::Rounding),
+            (0x6000, FloatEnv::Rounding),
+            (0x8000, FloatEnv::FlushToZero),
+            (0x0040, FloatEnv::FlushToZero),
+        ] {
+            assert_eq!(float_env_with(DEFAULT | bits), expect, "{bits:#x}");
+        }
     }
 }

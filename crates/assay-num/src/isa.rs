@@ -36,7 +36,8 @@ impl Isa {
 
     #[cfg(target_arch = "x86_64")]
     fn is_available(self) -> bool {
-        let avx2 = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let avx2 =
+            || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         match self {
             Isa::Scalar => true,
             Isa::Avx2 => avx2(),
@@ -109,6 +110,27 @@ impl Kernels {
         self.isa
     }
 }
+
+/// `dispatch!(kernels, name(args), definition)`: the function `name` of the instruction set's module, or the
+/// expression `definition` where there is none.
+macro_rules! dispatch {
+    ($kernels:expr, $name:ident($($arg:expr),*), $definition:expr) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[expect(unsafe_code, reason = "calls kernels whose instruction set was checked")]
+        match $kernels.isa() {
+            $crate::isa::Isa::Scalar => $definition,
+            // SAFETY: a Kernels value exists only if the CPU has its instruction set.
+            $crate::isa::Isa::Avx2 => unsafe { $crate::x86::avx2::$name($($arg),*) },
+            // SAFETY: as above.
+            $crate::isa::Isa::AvxVnni => unsafe { $crate::x86::avx_vnni::$name($($arg),*) },
+            // SAFETY: as above.
+            $crate::isa::Isa::Avx512 => unsafe { $crate::x86::avx512::$name($($arg),*) },
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        $definition
+    }};
+}
+pub(crate) use dispatch;
 
 #[cfg(test)]
 mod tests {

@@ -28,6 +28,8 @@ mod rope;
 pub mod sample;
 pub mod scalar;
 mod team;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use acts::{ActKind, Acts};
 pub use attend::{AttendScratch, KV_CHUNK, KvChunk};

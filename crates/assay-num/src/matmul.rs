@@ -1,13 +1,24 @@
-//! The matrix product: splits row groups over the team and picks the register block.
+//! The matrix product: splits row groups over the team and calls the kernel of the instruction set.
 //!
-//! Whatever the split, an output is computed by one thread in the order of [`crate::scalar`].
+//! The unit of work is a batch of row groups whose weights fit the L2 cache: a batch meets all tokens before the next
+//! is loaded, so the weights stream from memory once per call. Whatever the split, an output is
+//! computed by one thread in the order of [`crate::scalar`].
 
-use crate::acts::{ActBlock, ActKind, Acts};
-use crate::isa::Kernels;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::acts::{ActBlock, Acts};
+use crate::f16;
+use crate::isa::{Kernels, dispatch};
 use crate::matrix::{Data, GROUP, Matrix, Q8Weights};
 use crate::scalar;
 use crate::team::Team;
-use crate::f16;
+
+/// Weights of one batch: half of a small L2 cache.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// Batches per thread at least, so that a thread that was held up does not keep the others waiting for long.
+const BATCHES_PER_THREAD: usize = 8;
 
 impl Kernels {
     /// `out[t, row] = dot(matrix[row], acts[t])`, `out: [m, rows]` row-major. Definitions: [`scalar::q8_dot`],
@@ -19,22 +30,65 @@ impl Kernels {
         assert_eq!(acts.k, matrix.k(), "activations do not fit the matrix");
         assert_eq!(acts.kind, matrix.act_kind(), "activations were prepared for another format");
         assert_eq!(out.len(), acts.m * matrix.rows(), "output is not [m, rows]");
-        let rows = matrix.rows();
-        team.for_each_chunk(out, rows, |t, out| match &matrix.data {
-            Data::F32(w) => {
-                let x = &acts.floats[t * acts.k..(t + 1) * acts.k];
-                w.chunks_exact(acts.k).zip(out).for_each(|(w, out)| *out = scalar::dot(w, x));
-            }
-            Data::F16(w) => {
-                let x = &acts.floats[t * acts.k..(t + 1) * acts.k];
-                w.chunks_exact(acts.k).zip(out).for_each(|(w, out)| *out = scalar::dot_f16(w, x));
-            }
-            Data::Q8(w) => {
-                debug_assert_eq!(acts.kind, ActKind::Q8);
-                let x = &acts.blocks[t * w.n_blocks..(t + 1) * w.n_blocks];
-                out.chunks_mut(GROUP).enumerate().for_each(|(g, out)| out.copy_from_slice(&q8_group(w, g, x)[..out.len()]));
-            }
+        if acts.m == 0 {
+            return;
+        }
+        let n_groups = matrix.rows().div_ceil(GROUP);
+        let batch = batch_groups(n_groups, matrix.bytes().div_ceil(n_groups), team.threads());
+        let out = Output { start: out.as_mut_ptr(), m: acts.m, rows: matrix.rows(), slice: PhantomData };
+        team.run(n_groups.div_ceil(batch), |i| {
+            let groups = i * batch..((i + 1) * batch).min(n_groups);
+            #[expect(unsafe_code, reason = "disjoint columns of one output")]
+            // SAFETY: the batches are disjoint and each index runs once.
+            let mut columns = unsafe { out.columns(groups.start * GROUP..groups.end * GROUP) };
+            self.matmul_groups(matrix, groups, acts, &mut columns);
         });
+    }
+
+    fn matmul_groups(self, matrix: &Matrix, groups: Range<usize>, acts: &Acts, out: &mut Columns<'_>) {
+        let k = matrix.k();
+        let row = groups.start * GROUP;
+        let range = row * k..(groups.end * GROUP).min(matrix.rows()) * k;
+        match &matrix.data {
+            Data::F32(w) => self.dot_rows_f32(&w[range], row, &acts.floats, k, out),
+            Data::F16(w) => self.dot_rows_f16(&w[range], row, &acts.floats, k, out),
+            Data::Q8(w) => self.q8_groups(w, groups, &acts.blocks, out),
+        }
+    }
+
+    fn q8_groups(self, w: &Q8Weights, groups: Range<usize>, x: &[ActBlock], out: &mut Columns<'_>) {
+        dispatch!(self, q8_groups(w, groups, x, out), q8_groups(w, groups, x, out));
+    }
+
+    fn dot_rows_f16(self, w: &[u16], row: usize, x: &[f32], k: usize, out: &mut Columns<'_>) {
+        dispatch!(self, dot_rows_f16(w, row, x, k, out), dot_rows(w, row, x, k, scalar::dot_f16, out));
+    }
+
+    fn dot_rows_f32(self, w: &[f32], row: usize, x: &[f32], k: usize, out: &mut Columns<'_>) {
+        dispatch!(self, dot_rows_f32(w, row, x, k, out), dot_rows(w, row, x, k, scalar::dot, out));
+    }
+}
+
+/// Groups per batch: even (kernels take two at a time), within [`BATCH_BYTES`] and enough batches for all threads.
+fn batch_groups(n_groups: usize, group_bytes: usize, threads: usize) -> usize {
+    let by_cache = BATCH_BYTES / group_bytes.max(1);
+    let by_threads = if threads == 1 { n_groups } else { n_groups / (threads * BATCHES_PER_THREAD) };
+    by_cache.min(by_threads).next_multiple_of(2).max(2)
+}
+
+fn dot_rows<W>(w: &[W], row: usize, x: &[f32], k: usize, dot: impl Fn(&[W], &[f32]) -> f32, out: &mut Columns<'_>) {
+    for (t, x) in x.chunks_exact(k).enumerate() {
+        for (r, w) in w.chunks_exact(k).enumerate() {
+            out.write(t, row + r, &[dot(w, x)]);
+        }
+    }
+}
+
+fn q8_groups(w: &Q8Weights, groups: Range<usize>, x: &[ActBlock], out: &mut Columns<'_>) {
+    for (t, x) in x.chunks_exact(w.n_blocks).enumerate() {
+        for g in groups.clone() {
+            out.write(t, g * GROUP, &q8_group(w, g, x));
+        }
     }
 }
 
@@ -57,4 +111,49 @@ fn q8_group(w: &Q8Weights, g: usize, x: &[ActBlock]) -> [f32; GROUP] {
         }
     }
     acc
+}
+
+/// An output `[m, rows]` that threads write by columns.
+struct Output<'a> {
+    start: *mut f32,
+    m: usize,
+    rows: usize,
+    slice: PhantomData<&'a mut [f32]>,
+}
+
+#[expect(unsafe_code, reason = "hands out disjoint columns of a mutable slice")]
+// SAFETY: the only access is `columns`, whose contract makes them disjoint.
+unsafe impl Sync for Output<'_> {}
+
+impl Output<'_> {
+    /// The right to write `rows` of every token.
+    ///
+    /// # Safety
+    /// While the value is alive, no other one may exist for a row in `rows`.
+    #[expect(unsafe_code, reason = "the caller promises disjoint rows")]
+    unsafe fn columns(&self, rows: Range<usize>) -> Columns<'_> {
+        Columns { start: self.start, m: self.m, stride: self.rows, rows, slice: PhantomData }
+    }
+}
+
+/// The columns of an output that one thread computes.
+pub(crate) struct Columns<'a> {
+    start: *mut f32,
+    m: usize,
+    stride: usize,
+    rows: Range<usize>,
+    slice: PhantomData<&'a mut [f32]>,
+}
+
+impl Columns<'_> {
+    /// Writes outputs `row..` of token `t`; values for the padding rows of the last group are dropped.
+    #[inline]
+    #[expect(unsafe_code, reason = "writes within the columns owned by this value")]
+    pub fn write(&mut self, t: usize, row: usize, values: &[f32]) {
+        assert!(t < self.m && self.rows.start <= row && row + values.len() <= self.rows.end);
+        let n = values.len().min(self.stride.saturating_sub(row));
+        // SAFETY: t < m and row + n <= stride, so the target is inside [m, rows]; only this value may write these rows,
+        // and `&mut self` makes this the only write now. `values` is a live reference to other memory.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(t * self.stride + row), n) };
+    }
 }

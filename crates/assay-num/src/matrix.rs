@@ -56,6 +56,7 @@ pub(crate) struct Q8Weights {
     pub d: Vec<[u16; GROUP]>,
     /// Some weight is -128. Quantizers do not produce it, but a file may contain it, and the fast AVX2
     /// kernel cannot negate it.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX2 asks"))]
     pub has_min: bool,
 }
 
@@ -76,11 +77,6 @@ impl WeightBlock {
 }
 
 impl Q8Weights {
-    /// Groups of 16 rows.
-    pub fn n_groups(&self) -> usize {
-        self.q.len() / self.n_blocks
-    }
-
     /// Blocks and scales of group `g`, `n_blocks` each.
     #[inline]
     pub fn group(&self, g: usize) -> (&[WeightBlock], &[[u16; GROUP]]) {

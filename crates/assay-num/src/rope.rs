@@ -45,9 +45,13 @@ pub enum RopeTableError {
 impl fmt::Display for RopeTableError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Shape { n_positions, rope_dims } => write!(f, "no rope table of {n_positions} positions and {rope_dims} dimensions"),
+            Self::Shape { n_positions, rope_dims } => {
+                write!(f, "no rope table of {n_positions} positions and {rope_dims} dimensions")
+            }
             Self::ThetaBase(base) => write!(f, "rope base {base} is not a finite number above 0"),
-            Self::Factors { at } => write!(f, "rope frequency factors do not match the dimensions or are not finite and above 0 (at {at})"),
+            Self::Factors { at } => {
+                write!(f, "rope frequency factors do not match the dimensions or are not finite and above 0 (at {at})")
+            }
         }
     }
 }
@@ -59,7 +63,12 @@ impl RopeTable {
     ///
     /// Order: `freq_i = pow(theta_base, -(2i) / rope_dims)`, divided by `freq_factors[i]` (f32 widened) if given;
     /// `angle = pos * freq_i`; `cos(angle)`, `sin(angle)`.
-    pub fn new(n_positions: usize, rope_dims: usize, theta_base: f64, freq_factors: Option<&[f32]>) -> Result<RopeTable, RopeTableError> {
+    pub fn new(
+        n_positions: usize,
+        rope_dims: usize,
+        theta_base: f64,
+        freq_factors: Option<&[f32]>,
+    ) -> Result<RopeTable, RopeTableError> {
         let half = rope_dims / 2;
         let n_angles = n_positions.checked_mul(half).filter(|&n| n <= 1 << 31);
         let Some(n_angles) = n_angles.filter(|_| half > 0 && rope_dims.is_multiple_of(2)) else {

@@ -80,7 +80,12 @@ impl SampleScratch {
 ///
 /// # Panics
 /// If `logits` is empty or longer than 2^23 (sums of weights would exceed u64).
-pub fn pick(logits: &[f32], params: &SampleParams, position: u64, scratch: &mut SampleScratch) -> Result<u32, NonFinite> {
+pub fn pick(
+    logits: &[f32],
+    params: &SampleParams,
+    position: u64,
+    scratch: &mut SampleScratch,
+) -> Result<u32, NonFinite> {
     assert!(!logits.is_empty() && logits.len() <= 1 << 23, "a vocabulary of {} tokens", logits.len());
     check_finite(logits)?;
     let first = greedy(logits);

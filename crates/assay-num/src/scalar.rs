@@ -196,8 +196,9 @@ pub fn attend(q: &[f32], chunks: &[KvChunk<'_>], n_keys: usize, scale: f32, out:
 /// One chunk of [`attend`]: returns (m, l) and writes o.
 fn attend_chunk(q: &[f32], chunk: &KvChunk<'_>, n: usize, scale: f32, out: &mut [f32]) -> (f32, f32) {
     let head_dim = q.len();
-    let scores: Vec<f32> =
-        (0..n).map(|p| q.iter().enumerate().fold(0.0, |s, (d, &q)| fma(q, f16::to_f32(chunk.k[d * KV_CHUNK + p]), s)) * scale).collect();
+    let scores: Vec<f32> = (0..n)
+        .map(|p| q.iter().enumerate().fold(0.0, |s, (d, &q)| fma(q, f16::to_f32(chunk.k[d * KV_CHUNK + p]), s)) * scale)
+        .collect();
     let m = scores.iter().fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
     let weights: Vec<f32> = scores.iter().map(|&s| exp(s - m)).collect();
     let mut lanes = [0.0; LANES];

@@ -289,7 +289,6 @@ impl<'a, T> Chunks<'a, T> {
     /// # Safety
     /// While a chunk is alive no other call may ask for the same `i`.
     #[expect(unsafe_code, reason = "hands out disjoint parts of a mutable slice")]
-    #[expect(clippy::mut_from_ref, reason = "the contract makes the parts disjoint")]
     unsafe fn get(&self, i: usize) -> &'a mut [T] {
         assert!(i < self.count());
         let from = i * self.chunk_len;

@@ -1,0 +1,365 @@
+//! The float kernels, written once for a vector of 16 lanes and instantiated per instruction set.
+//!
+//! The module that calls the macro provides the type `V` and the operations `zero`, `splat`, `load`, `load_f16`,
+//! `store`, `store_f16`, `fma`, `add`, `sub`, `mul`, `div`, `maximum`, `round`, `add_exponent`, `select_gt`, `lane_sum`.
+//! An expansion is one source for AVX2 (two registers per `V`) and AVX-512 (one), which is the simplest
+//! proof that both follow the same order of operations.
+
+/// Views 16 elements of a slice as an array.
+#[inline(always)]
+pub(super) fn at16<T>(values: &[T], from: usize) -> &[T; 16] {
+    values[from..].first_chunk().expect("16 elements are left")
+}
+
+macro_rules! float_kernels {
+    ($features:literal, attend: $tiles:tt, dot: $dots:tt) => {
+        use crate::attend::{AttendScratch, KV_CHUNK, KvChunk};
+        use crate::f16;
+        use crate::matmul::Columns;
+        use crate::rope::{RopeStyle, RopeTable};
+        use crate::scalar::{self, EXP_MAX, EXP_MIN, EXP_POLY, LANES, LN2_HIGH, LN2_LOW, LOG2_E};
+        use crate::x86::float::at16;
+
+        /// [`scalar::exp`] of each lane.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn exp_lanes(x: V) -> V {
+            let n = round(mul(x, splat(LOG2_E)));
+            let r = fma(n, splat(-LN2_HIGH), x);
+            let r = fma(n, splat(-LN2_LOW), r);
+            let mut p = splat(EXP_POLY[7]);
+            for i in (0..7).rev() {
+                p = fma(p, r, splat(EXP_POLY[i]));
+            }
+            let y = select_gt(x, splat(EXP_MAX), splat(f32::INFINITY), add_exponent(p, n));
+            select_gt(splat(EXP_MIN), x, zero(), y)
+        }
+
+        #[target_feature(enable = $features)]
+        pub(crate) fn exp(x: &[f32], out: &mut [f32]) {
+            let (x, x_tail) = x.as_chunks::<LANES>();
+            let (out, out_tail) = out.as_chunks_mut::<LANES>();
+            for (x, out) in x.iter().zip(out) {
+                store(exp_lanes(load(x)), out);
+            }
+            for (x, out) in x_tail.iter().zip(out_tail) {
+                *out = scalar::exp(*x);
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+            let (gate, gate_tail) = gate.as_chunks::<LANES>();
+            let (up, up_tail) = up.as_chunks::<LANES>();
+            let (out, out_tail) = out.as_chunks_mut::<LANES>();
+            for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+                let x = load(gate);
+                // x * -1 is exact: the negation.
+                let y = div(x, add(splat(1.0), exp_lanes(mul(x, splat(-1.0)))));
+                store(mul(y, load(up)), out);
+            }
+            for ((gate, up), out) in gate_tail.iter().zip(up_tail).zip(out_tail) {
+                *out = scalar::silu(*gate) * up;
+            }
+        }
+
+        /// Finishes a dot product whose full groups of 16 are in `lanes`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn finish_dot(lanes: V, tail: impl ExactSizeIterator<Item = (f32, f32)>) -> f32 {
+            if tail.len() == 0 {
+                return lane_sum(lanes);
+            }
+            let mut array = [0.0; LANES];
+            store(lanes, &mut array);
+            for (lane, (a, b)) in array.iter_mut().zip(tail) {
+                *lane = scalar::fma(a, b, *lane);
+            }
+            scalar::lane_sum(&array)
+        }
+
+        #[target_feature(enable = $features)]
+        pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+            let (groups, tail) = x.as_chunks::<LANES>();
+            let mut lanes = zero();
+            for x in groups {
+                lanes = fma(load(x), load(x), lanes);
+            }
+            let inv = scalar::inverse_rms(finish_dot(lanes, tail.iter().map(|&x| (x, x))), x.len(), eps);
+            for ((out, &x), &w) in out.iter_mut().zip(x).zip(w) {
+                *out = (x * inv) * w;
+            }
+        }
+
+        /// The definition, compiled for this instruction set: element by element, so vectors change nothing.
+        #[target_feature(enable = $features)]
+        pub(crate) fn rope(head: &mut [f32], pos: usize, table: &RopeTable, style: RopeStyle) {
+            scalar::rope(head, pos, table, style);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(crate) fn narrow(x: &[f32], out: &mut [u16]) {
+            let (x, x_tail) = x.as_chunks::<LANES>();
+            let (out, out_tail) = out.as_chunks_mut::<LANES>();
+            for (x, out) in x.iter().zip(out) {
+                store_f16(load(x), out);
+            }
+            for (x, out) in x_tail.iter().zip(out_tail) {
+                *out = f16::from_f32_rne(*x);
+            }
+        }
+
+        float_kernels!(@dot $features, dot_tile_f16, dot_rows_f16, u16, load_f16, f16::to_f32, $dots);
+        float_kernels!(@dot $features, dot_tile_f32, dot_rows_f32, f32, load, f32::from, $dots);
+        float_kernels!(@attend $features, $tiles);
+    };
+
+    (@dot $features:literal, $tile:ident, $rows:ident, $w:ty, $load:ident, $widen:path, [$(($r:literal, $t:literal)),*]) => {
+        /// R rows times T tokens.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn $tile<const R: usize, const T: usize>(w: &[$w], x: &[f32], k: usize, row: usize, t: usize, out: &mut Columns<'_>) {
+            let n = k / LANES;
+            let (w, w_tail): ([&[[$w; LANES]]; R], [&[$w]; R]) = {
+                let rows: [_; R] = std::array::from_fn(|r| w[r * k..(r + 1) * k].as_chunks::<LANES>());
+                (rows.map(|(w, _)| &w[..n]), rows.map(|(_, tail)| tail))
+            };
+            let (x, x_tail): ([&[[f32; LANES]]; T], [&[f32]; T]) = {
+                let rows: [_; T] = std::array::from_fn(|i| x[(t + i) * k..(t + i + 1) * k].as_chunks::<LANES>());
+                (rows.map(|(x, _)| &x[..n]), rows.map(|(_, tail)| tail))
+            };
+            let mut lanes = [[zero(); T]; R];
+            for i in 0..n {
+                let mut xv = [zero(); T];
+                for j in 0..T {
+                    xv[j] = load(&x[j][i]);
+                }
+                for r in 0..R {
+                    let wv = $load(&w[r][i]);
+                    for j in 0..T {
+                        lanes[r][j] = fma(wv, xv[j], lanes[r][j]);
+                    }
+                }
+            }
+            for r in 0..R {
+                for j in 0..T {
+                    let tail = w_tail[r].iter().zip(x_tail[j]).map(|(&w, &x)| ($widen(w), x));
+                    out.write(t + j, row + r, &[finish_dot(lanes[r][j], tail)]);
+                }
+            }
+        }
+
+        /// Rows `row..row + w.len() / k` (given as `w`) times all tokens of `x: [m, k]`.
+        #[target_feature(enable = $features)]
+        pub(crate) fn $rows(w: &[$w], row: usize, x: &[f32], k: usize, out: &mut Columns<'_>) {
+            let (m, n_rows) = (x.len() / k, w.len() / k);
+            let mut t = 0;
+            while t < m {
+                let step;
+                'tile: {
+                    $(
+                        if m - t >= $t {
+                            step = $t;
+                            let mut r = 0;
+                            while r + $r <= n_rows {
+                                $tile::<$r, $t>(&w[r * k..], x, k, row + r, t, out);
+                                r += $r;
+                            }
+                            while r < n_rows {
+                                $tile::<1, $t>(&w[r * k..], x, k, row + r, t, out);
+                                r += 1;
+                            }
+                            break 'tile;
+                        }
+                    )*
+                    unreachable!("the last tile is one token wide");
+                }
+                t += step;
+            }
+        }
+    };
+
+    (@attend $features:literal, [$(($nq:literal, $np:literal)),*]) => {
+        #[target_feature(enable = $features)]
+        pub(crate) fn attend_many(
+            q: &[f32],
+            n_keys: &[usize],
+            chunks: &[KvChunk<'_>],
+            scale: f32,
+            scratch: &mut AttendScratch,
+            out: &mut [f32],
+        ) {
+            let head_dim = q.len() / n_keys.len();
+            scratch.reset(n_keys.len(), head_dim);
+            for (c, chunk) in chunks.iter().enumerate() {
+                let before = c * KV_CHUNK;
+                let mut i = 0;
+                while i < n_keys.len() {
+                    if n_keys[i] <= before {
+                        i += 1;
+                        continue;
+                    }
+                    let run = n_keys[i..].iter().take_while(|&&n| n > before).count();
+                    $(
+                        if run >= $nq {
+                            let n = std::array::from_fn(|j| (n_keys[i + j] - before).min(KV_CHUNK));
+                            attend_tile::<$nq, $np>(i, n, q, chunk, c == 0, scale, scratch, out);
+                            i += $nq;
+                            continue;
+                        }
+                    )*
+                }
+            }
+            for ((_, l), out) in scratch.state.iter().zip(out.chunks_exact_mut(head_dim)) {
+                out.iter_mut().for_each(|o| *o /= l);
+            }
+        }
+
+        /// One chunk for queries `i..i + NQ`, of whose positions query j sees the first `n[j]`.
+        #[target_feature(enable = $features)]
+        #[expect(clippy::too_many_arguments, reason = "one register tile; a struct would only rename them")]
+        fn attend_tile<const NQ: usize, const NP: usize>(
+            i: usize,
+            n: [usize; NQ],
+            q: &[f32],
+            chunk: &KvChunk<'_>,
+            first: bool,
+            scale: f32,
+            scratch: &mut AttendScratch,
+            out: &mut [f32],
+        ) {
+            let head_dim = chunk.k.len() / KV_CHUNK;
+            let range = i * head_dim..(i + NQ) * head_dim;
+            let (q, out) = (&q[range.clone()], &mut out[range]);
+            let n_max = n.iter().fold(0, |a, &b| a.max(b));
+            let scores = &mut scratch.scores[..NQ * KV_CHUNK];
+            for p in (0..n_max).step_by(NP * LANES) {
+                score_tile::<NQ, NP>(q, chunk.k, p, scale, scores);
+            }
+            let mut state = [(0.0, 0.0); NQ];
+            for (j, scores) in scores.chunks_exact_mut(KV_CHUNK).enumerate() {
+                state[j] = softmax(scores, n[j]);
+            }
+            let values = if first { &mut *out } else { &mut scratch.out[..NQ * head_dim] };
+            weigh_values::<NQ>(scores, &n, chunk.v, values);
+            for j in 0..NQ {
+                scratch.state[i + j] = if first {
+                    state[j]
+                } else {
+                    let range = j * head_dim..(j + 1) * head_dim;
+                    scalar::combine(scratch.state[i + j], state[j], &mut out[range.clone()], &scratch.out[range])
+                };
+            }
+        }
+
+        /// Scores of NQ queries at positions `p..p + 16 * NP`; those beyond the valid ones are computed and ignored.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn score_tile<const NQ: usize, const NP: usize>(q: &[f32], k: &[u16], p: usize, scale: f32, scores: &mut [f32]) {
+            let head_dim = q.len() / NQ;
+            let mut sums = [[zero(); NP]; NQ];
+            for (d, k) in k.chunks_exact(KV_CHUNK).take(head_dim).enumerate() {
+                let (k, _) = k[p..p + NP * LANES].as_chunks::<LANES>();
+                let mut keys = [zero(); NP];
+                for b in 0..NP {
+                    keys[b] = load_f16(&k[b]);
+                }
+                for j in 0..NQ {
+                    let q = splat(q[j * head_dim + d]);
+                    for b in 0..NP {
+                        sums[j][b] = fma(q, keys[b], sums[j][b]);
+                    }
+                }
+            }
+            for j in 0..NQ {
+                let (scores, _) = scores[j * KV_CHUNK + p..][..NP * LANES].as_chunks_mut::<LANES>();
+                for b in 0..NP {
+                    store(mul(sums[j][b], splat(scale)), &mut scores[b]);
+                }
+            }
+        }
+
+        /// Turns the first `n` scores into weights `exp(s - m)`; returns m and the sum of the weights.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn softmax(scores: &mut [f32], n: usize) -> (f32, f32) {
+            let padded = n.next_multiple_of(LANES);
+            // exp(-inf - m) is +0, and adding +0 to a sum of non-negative values changes no bit.
+            scores[n..padded].fill(f32::NEG_INFINITY);
+            let (scores, _) = scores[..padded].as_chunks_mut::<LANES>();
+            let mut most = splat(f32::NEG_INFINITY);
+            for s in scores.iter() {
+                most = maximum(load(s), most);
+            }
+            let mut array = [0.0; LANES];
+            store(most, &mut array);
+            let m = array.iter().fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
+            let mut lanes = zero();
+            for s in scores {
+                let e = exp_lanes(sub(load(s), splat(m)));
+                lanes = add(lanes, e);
+                store(e, s);
+            }
+            (m, lane_sum(lanes))
+        }
+
+        /// `out[j][d] = fma chain over p ascending of weight[j][p] * v[p][d]`, p below n[j].
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn weigh_values<const NQ: usize>(weights: &[f32], n: &[usize; NQ], v: &[u16], out: &mut [f32]) {
+            let head_dim = out.len() / NQ;
+            let mut d = 0;
+            while d + 4 * LANES <= head_dim {
+                value_tile::<NQ, 4>(weights, n, v, d, out);
+                d += 4 * LANES;
+            }
+            while d + LANES <= head_dim {
+                value_tile::<NQ, 1>(weights, n, v, d, out);
+                d += LANES;
+            }
+            for d in d..head_dim {
+                for j in 0..NQ {
+                    let weights = &weights[j * KV_CHUNK..][..n[j]];
+                    let chain = |o, (p, &e): (usize, &f32)| scalar::fma(e, f16::to_f32(v[p * head_dim + d]), o);
+                    out[j * head_dim + d] = weights.iter().enumerate().fold(0.0, chain);
+                }
+            }
+        }
+
+        /// Dimensions `d..d + 16 * ND` of NQ queries: together as far as all see the positions, then one by one.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn value_tile<const NQ: usize, const ND: usize>(weights: &[f32], n: &[usize; NQ], v: &[u16], d: usize, out: &mut [f32]) {
+            let head_dim = out.len() / NQ;
+            let n_all = n.iter().fold(KV_CHUNK, |a, &b| a.min(b));
+            let mut sums = [[zero(); ND]; NQ];
+            for (p, v) in v.chunks_exact(head_dim).take(n_all).enumerate() {
+                let (v, _) = v[d..d + ND * LANES].as_chunks::<LANES>();
+                let mut values = [zero(); ND];
+                for b in 0..ND {
+                    values[b] = load_f16(&v[b]);
+                }
+                for j in 0..NQ {
+                    let e = splat(weights[j * KV_CHUNK + p]);
+                    for b in 0..ND {
+                        sums[j][b] = fma(e, values[b], sums[j][b]);
+                    }
+                }
+            }
+            for j in 0..NQ {
+                for p in n_all..n[j] {
+                    let e = splat(weights[j * KV_CHUNK + p]);
+                    for b in 0..ND {
+                        sums[j][b] = fma(e, load_f16(at16(v, p * head_dim + d + b * LANES)), sums[j][b]);
+                    }
+                }
+                let (out, _) = out[j * head_dim + d..][..ND * LANES].as_chunks_mut::<LANES>();
+                for b in 0..ND {
+                    store(sums[j][b], &mut out[b]);
+                }
+            }
+        }
+    };
+}
+
+pub(super) use float_kernels;

@@ -1,0 +1,20 @@
+//! The kernels for x86-64. Each function equals its definition in [`crate::scalar`] bit for bit.
+//!
+//! All functions are safe `#[target_feature]` functions; [`crate::Kernels`] calls them after the CPU check.
+//! Loads and stores go through references to arrays, so the only `unsafe` is inside the few functions that turn
+//! such a reference into a vector.
+
+mod float;
+
+pub(crate) mod avx2;
+pub(crate) mod avx512;
+mod q8_avx2;
+mod q8_avx512;
+
+/// As AVX2, with `vpdpbusd` for the `Q8_0` products.
+pub(crate) mod avx_vnni {
+    pub(crate) use super::avx2::{
+        attend_many, dot_rows_f16, dot_rows_f32, exp, narrow, quantize, rms_norm, rope, silu_mul,
+    };
+    pub(crate) use super::q8_avx2::q8_groups_vnni as q8_groups;
+}
