@@ -6,7 +6,7 @@
 
 use crate::RequestError;
 use crate::json::{Field, Fields};
-use assay_types::{B256, Job, MICRO, ModelId, Sampling, TokenId};
+use assay_types::{B256, Job, MICRO, ModelId, ProviderId, Sampling, TokenId};
 
 /// Bounds on a request.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,8 @@ pub const MODEL_NAME_LEN_MAX: usize = 256;
 pub const WARNINGS_MAX: usize = 16;
 /// Output bound of `/v1/completions` where the request has none: the API's documented default.
 const COMPLETION_MAX_TOKENS: u32 = 16;
+/// Most providers in one filter.
+const PROVIDERS_MAX: usize = 64;
 /// Stop strings: a job's own bounds (`Job::validate`), checked here for an error with the field's path.
 const STOP_COUNT_MAX: usize = 16;
 const STOP_LEN_MAX: usize = 256;
@@ -119,6 +121,10 @@ pub struct Options {
     pub top_k: u32,
     /// Go on after an end-of-generation token.
     pub ignore_eos: bool,
+    /// Only these providers may answer; empty: all.
+    pub only: Vec<ProviderId>,
+    /// These providers may not.
+    pub ignore: Vec<ProviderId>,
     /// What was ignored, for the reply; at most [`WARNINGS_MAX`] and one that counts the others.
     pub warnings: Vec<String>,
 }
@@ -257,6 +263,7 @@ fn prompt(field: &Field<'_>) -> Result<Prompt, RequestError> {
 fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, RequestError> {
     let stream = fields.take("stream").map(|f| f.bool()).transpose()?.unwrap_or(false);
     let include_usage = stream_options(&mut fields, stream, &mut ignored)?;
+    let (only, ignore) = provider(&mut fields, &mut ignored)?;
     let options = Options {
         stream,
         include_usage,
@@ -267,6 +274,8 @@ fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, 
         top_p_micro: micro(&mut fields, "top_p", 1.0)?.unwrap_or(MICRO).max(1),
         top_k: top_k(&mut fields)?,
         ignore_eos: fields.take("ignore_eos").map(|f| f.bool()).transpose()?.unwrap_or(false),
+        only,
+        ignore,
         warnings: Vec::new(),
     };
     refuse_unsupported(&mut fields)?;
@@ -283,6 +292,30 @@ fn stream_options(fields: &mut Fields<'_>, stream: bool, ignored: &mut Vec<Strin
     let include = inner.take("include_usage").map(|f| f.bool()).transpose()?.unwrap_or(false);
     ignored.extend(inner.rest());
     Ok(include)
+}
+
+/// `provider: {only: [..], ignore: [..]}`: which providers may answer.
+fn provider(
+    fields: &mut Fields<'_>,
+    ignored: &mut Vec<String>,
+) -> Result<(Vec<ProviderId>, Vec<ProviderId>), RequestError> {
+    let Some(field) = fields.take("provider") else { return Ok(Default::default()) };
+    let mut inner = field.object()?;
+    let mut ids = |name| inner.take(name).map_or(Ok(Vec::new()), |list| provider_ids(&list));
+    let both = (ids("only")?, ids("ignore")?);
+    ignored.extend(inner.rest());
+    Ok(both)
+}
+
+fn provider_ids(list: &Field<'_>) -> Result<Vec<ProviderId>, RequestError> {
+    let items = list.array("an array of provider ids")?;
+    if items.len() > PROVIDERS_MAX {
+        return Err(list.refuse(format!("at most {PROVIDERS_MAX} providers, got {}", items.len())));
+    }
+    let id = |item: &Field<'_>| {
+        item.string()?.parse().map_err(|_| item.refuse("expected a provider id: 0x and 40 hex digits"))
+    };
+    items.iter().map(id).collect()
 }
 
 fn seed(field: &Field<'_>) -> Result<u64, RequestError> {

@@ -40,10 +40,11 @@ impl Usage {
 pub struct AssayInfo {
     /// Name of the receipt: `GET /v1/receipts/{receipt}`.
     pub receipt: RequestHash,
-    /// Who answered, in order; several where one was lost mid-stream.
+    /// Who answers, in order; several where one was lost mid-stream.
     pub providers: Vec<ProviderId>,
-    /// What the providers charged, in base units of the settlement token.
-    pub cost: Amount,
+    /// What the providers charged, in base units of the settlement token; not known in a stream's first chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Amount>,
     /// Seed that was used; with it the request can be repeated.
     pub seed: u64,
 }

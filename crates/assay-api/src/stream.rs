@@ -71,17 +71,20 @@ impl StreamEncoder {
         }
     }
 
-    /// The first chunk: a chat announces its role, a completion has none.
+    /// The first chunk: a chat announces its role; both name receipt and provider.
     #[must_use]
-    pub fn start(&self) -> Option<Vec<u8>> {
-        match self.kind {
+    pub fn start(&self, assay: &AssayInfo) -> Vec<u8> {
+        let choice = match self.kind {
             StreamKind::Chat => {
-                let delta = "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\
-                             \"finish_reason\":null}]}\n\n";
-                Some(format!("{}{delta}", self.open).into_bytes())
+                "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}],"
             }
-            StreamKind::Completion => None,
-        }
+            StreamKind::Completion => "{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":null}],",
+        };
+        let mut out = Vec::with_capacity(self.open.len() + choice.len() + 256);
+        out.extend_from_slice(self.open.as_bytes());
+        out.extend_from_slice(choice.as_bytes());
+        put_tail(&mut out, assay, &[]);
+        out
     }
 
     /// A piece of text.
@@ -114,10 +117,7 @@ impl StreamEncoder {
         });
         put_json(&mut out, &reason);
         out.extend_from_slice(b"}],");
-        // `Tail` is an object of at least one field: without its opening brace it goes on the chunk's.
-        let tail = to_json(&Tail { assay, warnings });
-        out.extend_from_slice(tail.get(1..).unwrap_or_default().as_bytes());
-        out.extend_from_slice(b"\n\n");
+        put_tail(&mut out, assay, warnings);
         if self.include_usage {
             out.extend_from_slice(self.open_usage.as_bytes());
             put_json(&mut out, &usage);
@@ -132,6 +132,14 @@ impl StreamEncoder {
 #[must_use]
 pub fn error_event(body: &ErrorBody) -> Vec<u8> {
     format!("data: {}\n\n", to_json(body)).into_bytes()
+}
+
+/// Ends a chunk with the network's part. `Tail` is an object of at least one field: without its opening brace it goes
+/// on the chunk's.
+fn put_tail(out: &mut Vec<u8>, assay: &AssayInfo, warnings: &[String]) {
+    let tail = to_json(&Tail { assay, warnings });
+    out.extend_from_slice(tail.get(1..).unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\n\n");
 }
 
 fn put_json(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
@@ -162,7 +170,7 @@ mod tests {
         AssayInfo {
             receipt: RequestHash(B256::repeat_byte(1)),
             providers: vec![ProviderId::default()],
-            cost: Amount(12),
+            cost: Some(Amount(12)),
             seed: 3,
         }
     }
@@ -181,12 +189,14 @@ mod tests {
     #[test]
     fn chat_chunks_have_the_documented_shape() {
         let encoder = StreamEncoder::new(StreamKind::Chat, &head(), false);
-        let start = events(&encoder.start().unwrap());
+        let start = events(&encoder.start(&AssayInfo { cost: None, ..assay() }));
         assert_eq!(
             start,
             [json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 17, "model": "tiny \"q\"",
                 "system_fingerprint": "canonical-1:0x01", "choices": [{"index": 0, "logprobs": null,
-                "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]})]
+                "delta": {"role": "assistant", "content": ""}, "finish_reason": null}],
+                "assay": {"receipt": format!("0x{}", "01".repeat(32)), "seed": 3,
+                    "providers": ["0x0000000000000000000000000000000000000000"]}})]
         );
         let text = events(&encoder.text("a\n\n\"\u{1}é"));
         assert_eq!(text[0]["choices"][0]["delta"], json!({"content": "a\n\n\"\u{1}é"}));
@@ -202,7 +212,8 @@ mod tests {
     #[test]
     fn completion_chunks_with_usage_and_warnings() {
         let encoder = StreamEncoder::new(StreamKind::Completion, &head(), true);
-        assert_eq!(encoder.start(), None);
+        let start = events(&encoder.start(&assay()));
+        assert_eq!(start[0]["choices"][0], json!({"index": 0, "text": "", "logprobs": null, "finish_reason": null}));
         let text = events(&encoder.text("x"));
         assert_eq!(text[0]["choices"][0], json!({"index": 0, "text": "x", "logprobs": null, "finish_reason": null}));
         assert_eq!(text[0]["usage"], Value::Null);

@@ -34,6 +34,8 @@ fn plain_request_has_the_documented_defaults() {
             top_p_micro: 1_000_000,
             top_k: 0,
             ignore_eos: false,
+            only: vec![],
+            ignore: vec![],
             warnings: vec![],
         }
     );
@@ -69,6 +71,9 @@ fn understood_fields_arrive() {
     check(json!({"top_k": 40}), |o| o.top_k == 40);
     check(json!({"top_k": -1}), |o| o.top_k == 0);
     check(json!({"ignore_eos": true}), |o| o.ignore_eos);
+    let id = "0x00000000000000000000000000000000000000AA";
+    check(json!({"provider": {"only": [id]}}), |o| o.only.len() == 1 && o.only[0].0[19] == 0xaa && o.ignore.is_empty());
+    check(json!({"provider": {"ignore": [id, id]}}), |o| o.ignore.len() == 2 && o.only.is_empty());
     check(json!({"tools": [], "n": 1, "logprobs": false, "presence_penalty": 0.0}), |_| true);
     check(json!({"response_format": {"type": "text"}, "logit_bias": {}, "best_of": null}), |_| true);
 }
@@ -109,7 +114,7 @@ fn ignored_fields_are_reported_once_each_and_bounded() {
     let request = parse_chat(&json!({
         "model": "m", "user": "u", "store": null, "metadata": {},
         "messages": [{"role": "user", "content": "hi", "name": "ann"}],
-        "stream": true, "stream_options": {"chunk": 1},
+        "stream": true, "stream_options": {"chunk": 1}, "provider": {"sort": "price"},
     }))
     .unwrap();
     assert_eq!(
@@ -117,6 +122,7 @@ fn ignored_fields_are_reported_once_each_and_bounded() {
         [
             "parameter 'messages[0].name' was ignored",
             "parameter 'stream_options.chunk' was ignored",
+            "parameter 'provider.sort' was ignored",
             "parameter 'metadata' was ignored",
             "parameter 'user' was ignored",
         ]
@@ -203,6 +209,10 @@ fn bad_fields_are_named() {
     check(json!({"top_k": -2}), "top_k", "got -2");
     check(json!({"top_k": 1.5}), "top_k", "got 1.5");
     check(json!({"ignore_eos": 1}), "ignore_eos", "true or false");
+    check(json!({"provider": "x"}), "provider", "an object, got a string");
+    check(json!({"provider": {"only": "x"}}), "provider.only", "an array of provider ids");
+    check(json!({"provider": {"only": ["0x12"]}}), "provider.only[0]", "40 hex digits");
+    check(json!({"provider": {"ignore": vec!["0x"; 65]}}), "provider.ignore", "at most 64");
 }
 
 #[test]
