@@ -18,7 +18,6 @@ pub struct KvChunk<'a> {
 
 /// Buffers of [`Kernels::attend`]; one per thread, reusable.
 #[derive(Debug, Clone, Default)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the definition needs no buffers"))]
 pub struct AttendScratch {
     /// Scores, then weights, of the queries of one tile: `[TILE_QUERIES, KV_CHUNK]`.
     pub(crate) scores: Vec<f32>,
@@ -29,7 +28,6 @@ pub struct AttendScratch {
 }
 
 /// Most queries a kernel takes at once.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the definition takes one"))]
 const TILE_QUERIES: usize = 4;
 
 impl AttendScratch {

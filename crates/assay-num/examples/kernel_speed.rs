@@ -1,0 +1,174 @@
+//! Speed of the kernels of every instruction set on this machine, next to the bandwidth of its memory.
+//!
+//! `cargo run --release -p assay-num --example kernel_speed -- [threads]`
+//!
+//! Each figure is the best of several short runs, because other work on the machine only ever makes a
+//! run slower. Outputs are compared between instruction sets: a fast wrong answer is no result.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use assay_num::{Acts, AttendScratch, Isa, KV_CHUNK, Kernels, KvChunk, Matrix, Team, f16};
+
+const ROWS: usize = 4096;
+const K: usize = 4096;
+/// Together far beyond the caches.
+const MATRICES: usize = 12;
+
+fn main() {
+    let threads = std::env::args().nth(1).and_then(|arg| arg.parse().ok()).unwrap_or(1);
+    let team = Team::new(threads);
+    let mut rng = Rng(0x1234_5678_9abc_def1);
+    println!("{} threads, matrices of {ROWS} x {K}", team.threads());
+    read_bandwidth(&team);
+    let q8: Vec<Matrix> = (0..MATRICES).map(|_| q8_matrix(&mut rng)).collect();
+    products(&team, "Q8_0", &q8, &[1, 2, 4, 8, 16, 64, 256], &mut rng);
+    drop(q8);
+    let f16: Vec<Matrix> = (0..MATRICES / 2).map(|_| f16_matrix(&mut rng)).collect();
+    products(&team, "F16", &f16, &[1, 4, 16, 64], &mut rng);
+    drop(f16);
+    elementwise(&mut rng);
+    attention(&mut rng);
+}
+
+/// Seconds of the fastest of `n` runs.
+fn best(n: usize, mut run: impl FnMut()) -> f64 {
+    (0..n)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+fn all_kernels() -> impl Iterator<Item = Kernels> {
+    Isa::available().into_iter().filter_map(Kernels::with_isa)
+}
+
+fn read_bandwidth(team: &Team) {
+    let words = vec![[1u64; 32]; 1 << 20];
+    let part = words.len() / 256;
+    let seconds = best(15, || {
+        team.run(256, |i| {
+            let sum = words[i * part..(i + 1) * part].iter().fold([0u64; 32], |mut sum, line| {
+                sum.iter_mut().zip(line).for_each(|(s, l)| *s ^= l);
+                sum
+            });
+            black_box(sum);
+        });
+    });
+    println!("memory read            {:7.1} GB/s", size_of_val(&words[..]) as f64 / seconds / 1e9);
+}
+
+fn products(team: &Team, name: &str, matrices: &[Matrix], batches: &[usize], rng: &mut Rng) {
+    let most = batches.iter().fold(1, |a, &b| a.max(b));
+    let x: Vec<f32> = (0..most * K).map(|_| rng.float() * 4.0).collect();
+    let kind = matrices[0].act_kind();
+    for &m in batches {
+        let mut first: Option<Vec<f32>> = None;
+        for kernels in all_kernels() {
+            // The definition takes minutes on the large batches.
+            if kernels.isa() == Isa::Scalar && m > 1 {
+                continue;
+            }
+            let (mut acts, mut out) = (Acts::new(), vec![0.0; m * ROWS]);
+            let mut next = 0;
+            let seconds = if m == 1 {
+                kernels.prepare(team, &x[..K], 1, K, kind, &mut acts);
+                let runs = if kernels.isa() == Isa::Scalar { 1 } else { 15 };
+                best(runs, || matrices.iter().for_each(|matrix| kernels.matmul(team, matrix, &acts, &mut out)))
+                    / matrices.len() as f64
+            } else {
+                best(if m > 16 { 8 } else { 24 }, || {
+                    kernels.prepare(team, &x[..m * K], m, K, kind, &mut acts);
+                    kernels.matmul(team, &matrices[next % matrices.len()], &acts, &mut out);
+                    next += 1;
+                })
+            };
+            kernels.matmul(team, &matrices[0], &acts, &mut out);
+            let same =
+                first.get_or_insert_with(|| out.clone()).iter().zip(&out).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{} computes other bits", kernels.isa());
+            let gb = matrices[0].bytes() as f64 / seconds / 1e9;
+            let gop = 2.0 * (ROWS * K * m) as f64 / seconds / 1e9;
+            println!("{name:5} M={m:<4} {:10} {gb:7.1} GB/s of weights {gop:8.1} GOP/s", kernels.isa().to_string());
+        }
+    }
+}
+
+fn elementwise(rng: &mut Rng) {
+    let team = Team::new(1);
+    let x: Vec<f32> = (0..K).map(|_| rng.float() * 8.0).collect();
+    for kernels in all_kernels() {
+        let (mut out, mut acts) = (vec![0.0; K], Acts::new());
+        let per = |seconds: f64| K as f64 * 100.0 / seconds / 1e9;
+        let exp = best(20, || (0..100).for_each(|_| kernels.exp(black_box(&x), &mut out)));
+        let silu = best(20, || (0..100).for_each(|_| kernels.silu_mul(black_box(&x), &x, &mut out)));
+        let norm = best(20, || (0..100).for_each(|_| kernels.rms_norm(black_box(&x), &x, 1e-5, &mut out)));
+        let quantize = best(20, || {
+            (0..100).for_each(|_| kernels.prepare(&team, black_box(&x), 1, K, assay_num::ActKind::Q8, &mut acts));
+        });
+        println!(
+            "{:10} 10^9 values/s: exp {:.2}, silu_mul {:.2}, rms_norm {:.2}, quantize {:.2}",
+            kernels.isa().to_string(),
+            per(exp),
+            per(silu),
+            per(norm),
+            per(quantize)
+        );
+    }
+}
+
+/// One kv head of 128 dimensions, 2048 positions: one query, a group of four, a block of 32 prompt tokens.
+fn attention(rng: &mut Rng) {
+    let (head_dim, n) = (128, 2048);
+    let data: Vec<u16> = (0..2 * n * head_dim).map(|_| f16::from_f32_rne(rng.float())).collect();
+    let (k, v) = data.split_at(n * head_dim);
+    let chunk = KV_CHUNK * head_dim;
+    let chunks: Vec<KvChunk<'_>> =
+        k.chunks_exact(chunk).zip(v.chunks_exact(chunk)).map(|(k, v)| KvChunk { k, v }).collect();
+    for kernels in all_kernels() {
+        print!("{:10} attention GFLOP/s:", kernels.isa().to_string());
+        for queries in [1, 4, 32] {
+            let q: Vec<f32> = (0..queries * head_dim).map(|_| rng.float()).collect();
+            let n_keys: Vec<usize> = (0..queries).map(|i| n - queries + 1 + i).collect();
+            let (mut out, mut scratch) = (vec![0.0; q.len()], AttendScratch::new());
+            let runs = if kernels.isa() == Isa::Scalar { 1 } else { 40 };
+            let seconds = best(runs, || kernels.attend_many(&q, &n_keys, &chunks, 0.09, &mut scratch, &mut out));
+            print!("  {queries} queries {:.1}", 4.0 * (queries * head_dim * n) as f64 / seconds / 1e9);
+        }
+        println!();
+    }
+}
+
+fn q8_matrix(rng: &mut Rng) -> Matrix {
+    let mut bytes = Vec::with_capacity(ROWS * K / 32 * 34);
+    for _ in 0..ROWS * K / 32 {
+        bytes.extend(f16::from_f32_rne(0.002 + 0.01 * rng.float().abs()).to_le_bytes());
+        bytes.extend((0..4).flat_map(|_| rng.next().to_le_bytes()).map(|q| (q as i8).max(-127) as u8));
+    }
+    Matrix::from_q8_0(ROWS, K, &bytes).expect("the shape is right")
+}
+
+fn f16_matrix(rng: &mut Rng) -> Matrix {
+    let bytes: Vec<u8> = (0..ROWS * K).flat_map(|_| f16::from_f32_rne(rng.float() * 0.05).to_le_bytes()).collect();
+    Matrix::from_f16(ROWS, K, &bytes).expect("the shape is right")
+}
+
+/// xorshift64*.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Uniform in -1..1.
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
