@@ -101,10 +101,11 @@ pub struct Pay {
 }
 
 /// What a provider holds of a channel, for a payer that lost its state.
+///
+/// Anyone may ask, a channel's configuration being public: no voucher is in it, with which a stranger could open
+/// jobs on what is left below the ceiling. The payer does not need it back, a receiver keeps the highest one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ChannelReport {
-    /// The highest voucher; none if the channel was never used.
-    pub voucher: Option<SignedVoucher>,
     /// Sum over all requests of their latest receipt's `charged`.
     pub charged_total: Amount,
     /// The receipt with that total, which proves it; none if nothing was charged.
