@@ -84,8 +84,7 @@ fn client_frames() -> Vec<(&'static str, ClientFrame)> {
 fn provider_frames() -> Vec<(&'static str, ProviderFrame)> {
     let hello = ProviderHello { version: PROTOCOL_VERSION, chain_id: 31_337, provider: offer().offer.provider };
     let done = Done { receipt: receipt(), finish: Finish::Stop };
-    let report =
-        ChannelReport { voucher: Some(voucher()), charged_total: Amount(17), latest: Some(receipt()), open_streams: 2 };
+    let report = ChannelReport { charged_total: Amount(17), latest: Some(receipt()), open_streams: 2 };
     vec![
         ("provider hello", ProviderFrame::Hello(hello)),
         ("offer", ProviderFrame::Offer(offer())),
