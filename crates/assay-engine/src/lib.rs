@@ -1,1 +1,33 @@
-//! Model graph, KV cache, continuous batching and sampling.
+//! Model graph, KV cache, continuous batching and sampling on the canonical arithmetic of `assay_num`.
+//!
+//! Bytes of a GGUF file in, output tokens out. The same job gives the same tokens on every instruction set, with any
+//! number of threads, alone or among others, however the prompt is cut, and when it is resumed after any prefix.
+//! Owns its threads; knows nothing of the network, money, files or HTTP.
+//!
+//! ```text
+//! Gguf + bytes --Model::load--> Model (config, tokenizer, template, weights)
+//!                                 |
+//!   Engine (queue, thread) --plan (scheduler)--> Runner::step (forward) --logits--> sample --> TokenSink
+//!   replay -----------------------------------> Runner::step, one prefill
+//! ```
+
+mod attention;
+mod compute;
+mod config;
+mod drive;
+mod engine;
+mod forward;
+mod kv;
+mod model;
+mod replay;
+mod scheduler;
+mod sequence;
+pub mod throughput;
+
+pub use config::{ConfigError, LlamaConfig, limits};
+pub use engine::{Engine, EngineOptions, EngineStats, JobHandle, Shutdown, StartError, SubmitError, job_limits};
+pub use forward::{LOGIT_ROWS, Runner, Slice};
+pub use kv::{KvPool, KvSeq, KvShape};
+pub use model::{CONTEXT_MAX_DEFAULT, LoadError, LoadOptions, Model};
+pub use replay::{Replay, ReplayError, replay};
+pub use sequence::{EngineEvent, JobFailure, SinkState, TokenSink};

@@ -1,0 +1,219 @@
+//! Attention of a step: keys and values into memory, queries against them.
+//!
+//! Owns how (row, head) pairs become tasks for the team. What one query computes is `assay_num::scalar::attend`.
+//! Queries that read the same keys (the heads of a group, neighbouring tokens of a prompt) share a task, because a
+//! task reads its keys once.
+
+use std::ops::Range;
+
+use assay_num::{AttendScratch, KV_CHUNK, Kernels, KvChunk};
+
+use crate::compute::Compute;
+use crate::config::LlamaConfig;
+use crate::forward::{Row, Slice};
+
+/// Queries a task aims at: enough to pay for reading the keys, few enough to spread a prompt over the team.
+const TASK_QUERIES: usize = 16;
+
+/// Largest magnitude below which a value rounds to a finite f16.
+const F16_LIMIT: f32 = 65_520.0;
+
+/// Buffers of [`attend`].
+#[derive(Debug, Default)]
+pub(crate) struct AttentionBuffers {
+    /// Outputs in task order: per slice `[kv head][row][head of the group][head_dim]`.
+    by_task: Vec<f32>,
+    /// One per thread.
+    scratch: Vec<TaskScratch>,
+}
+
+#[derive(Debug, Default)]
+struct TaskScratch {
+    attend: AttendScratch,
+    /// The task's queries, `[rows][head of the group][head_dim]`.
+    q: Vec<f32>,
+    n_keys: Vec<usize>,
+}
+
+/// Writes k and v of every row (`qkv: [rows, q_width + 2 kv_width]`) to the memory of its sequence. Rows whose k or v
+/// would not be finite in f16 are marked.
+pub(crate) fn store(
+    compute: &Compute,
+    config: &LlamaConfig,
+    layer: usize,
+    qkv: &[f32],
+    rows: &mut [Row],
+    slices: &mut [Slice<'_>],
+) {
+    let (q, kv, head_dim) = (config.q_width(), config.kv_width(), config.head_dim);
+    let (width, kernels) = (q + 2 * kv, compute.kernels);
+    for (row, qkv) in rows.iter_mut().zip(qkv.chunks_exact(width)) {
+        row.finite &= qkv[q..].iter().fold(true, |fits, x| fits & (x.abs() < F16_LIMIT));
+    }
+    let mut first = 0;
+    for slice in slices {
+        let (start, n) = (slice.kv.len(), slice.tokens.len());
+        let qkv = &qkv[first * width..][..n * width];
+        first += n;
+        for block in start / KV_CHUNK..(start + n).div_ceil(KV_CHUNK) {
+            let positions = start.max(block * KV_CHUNK)..(start + n).min((block + 1) * KV_CHUNK);
+            let work = positions.len() * kv * 8;
+            compute.chunks(work, slice.kv.layer_mut(block, layer), 2 * KV_CHUNK * head_dim, |head, chunk| {
+                let (chunk_k, chunk_v) = chunk.split_at_mut(KV_CHUNK * head_dim);
+                for position in positions.clone() {
+                    let (k, v) = qkv[(position - start) * width + q..][..2 * kv].split_at(kv);
+                    let (k, v) = (&k[head * head_dim..][..head_dim], &v[head * head_dim..][..head_dim]);
+                    kernels.store_kv(chunk_k, chunk_v, position % KV_CHUNK, k, v);
+                }
+            });
+        }
+    }
+}
+
+/// The queries of neighbouring rows for the heads of one group.
+struct Task<'a> {
+    slice: usize,
+    kv_head: usize,
+    /// Rows of the step.
+    rows: Range<usize>,
+    out: &'a mut [f32],
+}
+
+/// Attention of every row over the keys up to its position, into `attended: [rows, q_width]`. Keys and values of the
+/// step's own rows are already stored.
+pub(crate) fn attend(
+    compute: &Compute,
+    config: &LlamaConfig,
+    layer: usize,
+    inputs: (&[f32], &[Row]),
+    slices: &[Slice<'_>],
+    buffers: &mut AttentionBuffers,
+    attended: &mut [f32],
+) {
+    let (qkv, rows) = inputs;
+    let AttentionBuffers { by_task, scratch } = buffers;
+    scratch.resize_with(compute.team.threads().max(scratch.len()), TaskScratch::default);
+    // With one row per slice the two orders are the same.
+    let in_order = slices.iter().all(|slice| slice.tokens.len() == 1);
+    if !in_order {
+        by_task.resize(attended.len(), 0.0);
+    }
+    let out: &mut [f32] = if in_order { attended } else { by_task };
+    let chunks = Chunks::new(config, layer, slices);
+    let mut tasks = tasks(config, slices, out);
+    // 1/sqrt is two IEEE operations, the same everywhere.
+    let scale = 1.0 / (config.head_dim as f32).sqrt();
+    let kernels = compute.kernels;
+    let run = |scratch: &mut TaskScratch, task: &mut Task<'_>| {
+        let n_keys = rows[task.rows.end - 1].position + 1;
+        let chunks = chunks.of(task.slice, task.kv_head, n_keys);
+        run_task(kernels, config, inputs, chunks, scale, scratch, task);
+    };
+    let keys: usize = rows.iter().map(|row| row.position + 1).sum();
+    if compute.is_small(keys * config.q_width() * 2) {
+        tasks.iter_mut().for_each(|task| run(&mut scratch[0], task));
+    } else {
+        compute.team.for_each_chunk_with(scratch, &mut tasks, 1, |scratch, _, tasks| {
+            tasks.iter_mut().for_each(|task| run(scratch, task));
+        });
+    }
+    if !in_order {
+        to_row_order(compute, config, rows, slices, by_task, attended);
+    }
+    debug_assert_eq!(qkv.len(), rows.len() * (config.q_width() + 2 * config.kv_width()));
+}
+
+fn run_task(
+    kernels: Kernels,
+    config: &LlamaConfig,
+    (qkv, rows): (&[f32], &[Row]),
+    chunks: &[KvChunk<'_>],
+    scale: f32,
+    scratch: &mut TaskScratch,
+    task: &mut Task<'_>,
+) {
+    let width = config.q_width() + 2 * config.kv_width();
+    let group_width = config.q_width() / config.n_kv_heads;
+    let TaskScratch { attend, q, n_keys } = scratch;
+    q.clear();
+    n_keys.clear();
+    for row in task.rows.clone() {
+        q.extend_from_slice(&qkv[row * width + task.kv_head * group_width..][..group_width]);
+        n_keys.resize(n_keys.len() + group_width / config.head_dim, rows[row].position + 1);
+    }
+    kernels.attend_many(q, n_keys, chunks, scale, attend, task.out);
+}
+
+/// Cuts `out` (in task order) into tasks.
+fn tasks<'a>(config: &LlamaConfig, slices: &[Slice<'_>], out: &'a mut [f32]) -> Vec<Task<'a>> {
+    let group = config.n_heads / config.n_kv_heads;
+    let rows_per_task = (TASK_QUERIES / group).max(1);
+    let mut tasks = Vec::new();
+    let mut rest = out;
+    let mut first = 0;
+    for (slice, Slice { tokens, .. }) in slices.iter().enumerate() {
+        let end = first + tokens.len();
+        for kv_head in 0..config.n_kv_heads {
+            for start in (first..end).step_by(rows_per_task) {
+                let rows = start..end.min(start + rows_per_task);
+                let (out, after) = std::mem::take(&mut rest).split_at_mut(rows.len() * group * config.head_dim);
+                rest = after;
+                tasks.push(Task { slice, kv_head, rows, out });
+            }
+        }
+        first = end;
+    }
+    tasks
+}
+
+/// `[kv head][row][group width]` of each slice to `[row][kv head][group width]`.
+fn to_row_order(
+    compute: &Compute,
+    config: &LlamaConfig,
+    rows: &[Row],
+    slices: &[Slice<'_>],
+    by_task: &[f32],
+    attended: &mut [f32],
+) {
+    let width = config.q_width();
+    let group_width = width / config.n_kv_heads;
+    let mut first_row = Vec::with_capacity(slices.len());
+    let mut first = 0;
+    for slice in slices {
+        first_row.push(first);
+        first += slice.tokens.len();
+    }
+    compute.chunks(attended.len(), attended, width, |row, out| {
+        let slice = rows[row].slice;
+        let (first, n) = (first_row[slice], slices[slice].tokens.len());
+        let by_task = &by_task[first * width..][..n * width];
+        for (kv_head, out) in out.chunks_exact_mut(group_width).enumerate() {
+            out.copy_from_slice(&by_task[(kv_head * n + row - first) * group_width..][..group_width]);
+        }
+    });
+}
+
+/// The chunks of each (slice, kv head) of a layer, so that tasks only look them up.
+struct Chunks<'a> {
+    n_kv_heads: usize,
+    chunks: Vec<KvChunk<'a>>,
+    first: Vec<usize>,
+}
+
+impl<'a> Chunks<'a> {
+    fn new(config: &LlamaConfig, layer: usize, slices: &'a [Slice<'_>]) -> Chunks<'a> {
+        let mut chunks = Vec::new();
+        let mut first = Vec::with_capacity(slices.len() * config.n_kv_heads);
+        for slice in slices {
+            for kv_head in 0..config.n_kv_heads {
+                first.push(chunks.len());
+                slice.kv.chunks(layer, kv_head, slice.kv.len() + slice.tokens.len(), &mut chunks);
+            }
+        }
+        Chunks { n_kv_heads: config.n_kv_heads, chunks, first }
+    }
+
+    fn of(&self, slice: usize, kv_head: usize, n_keys: usize) -> &[KvChunk<'a>] {
+        &self.chunks[self.first[slice * self.n_kv_heads + kv_head]..][..n_keys.div_ceil(KV_CHUNK)]
+    }
+}

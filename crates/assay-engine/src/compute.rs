@@ -1,0 +1,63 @@
+//! Kernels with the team they run on, and the few compositions of them that a model graph is made of.
+//!
+//! Owns the decision whether an operation is worth waking the team. It never changes a bit.
+
+use assay_num::{Acts, Kernels, Matrix, Team};
+
+use crate::model::Stack;
+
+/// Below this much work (about one multiply-add each) one thread is done before a second one is awake.
+const SMALL_WORK: usize = 1 << 15;
+
+pub(crate) struct Compute {
+    pub kernels: Kernels,
+    pub team: Team,
+}
+
+impl Compute {
+    pub fn is_small(&self, work: usize) -> bool {
+        work < SMALL_WORK || self.team.threads() == 1
+    }
+
+    /// Calls `f(i, chunk)` for each chunk of `out`; on the team unless the work of all of them is small.
+    pub fn chunks<T: Send>(&self, work: usize, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        if self.is_small(work) {
+            out.chunks_mut(len).enumerate().for_each(|(i, chunk)| f(i, chunk));
+        } else {
+            self.team.for_each_chunk(out, len, f);
+        }
+    }
+
+    /// `out[n, width] = rms_norm` of each row of `x`.
+    pub fn norm(&self, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+        let (width, kernels) = (w.len(), self.kernels);
+        self.chunks(x.len() * 2, out, width, |row, out| {
+            kernels.rms_norm(&x[row * width..][..width], w, eps, out);
+        });
+    }
+
+    /// `out[n, rows] = x[n, k] * matrix^T`
+    pub fn product(&self, acts: &mut Acts, matrix: &Matrix, x: &[f32], out: &mut [f32]) {
+        let k = matrix.k();
+        self.kernels.prepare(&self.team, x, x.len() / k, k, matrix.act_kind(), acts);
+        self.kernels.matmul(&self.team, matrix, acts, out);
+    }
+
+    /// As [`Compute::product`] for matrices below each other: row `i` of `out: [n, stack.rows]` is row `i` of each
+    /// part's product, one after the other. `part_out` is a buffer.
+    pub fn stack(&self, acts: &mut Acts, stack: &Stack, x: &[f32], out: &mut [f32], part_out: &mut Vec<f32>) {
+        if let [matrix] = stack.parts.as_slice() {
+            return self.product(acts, matrix, x, out);
+        }
+        let mut column = 0;
+        for matrix in &stack.parts {
+            let rows = matrix.rows();
+            part_out.resize(x.len() / matrix.k() * rows, 0.0);
+            self.product(acts, matrix, x, part_out);
+            for (part, out) in part_out.chunks_exact(rows).zip(out.chunks_exact_mut(stack.rows)) {
+                out[column..column + rows].copy_from_slice(part);
+            }
+            column += rows;
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The engine's thread: admit, step, sample, deliver, for ever.
+//!
+//! Owns the batch, the KV pool and the runner. The inbox lock is held only to take waiting jobs; sinks are called and
+//! dropped without it.
+
+use std::collections::VecDeque;
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use assay_num::Kernels;
+use assay_num::sample::{self, SampleScratch};
+
+use crate::engine::{EngineOptions, Inbox, Shared, Stop};
+use crate::forward::{LOGIT_ROWS, Runner, Slice};
+use crate::kv::KvPool;
+use crate::model::Model;
+use crate::scheduler::{self, Ready, Work};
+use crate::sequence::{JobFailure, Pending, Sequence};
+
+/// How often full sinks are asked again when nothing else happens.
+const RETRY: Duration = Duration::from_millis(2);
+
+struct Driver<'a> {
+    model: &'a Model,
+    shared: &'a Shared,
+    options: &'a EngineOptions,
+    runner: Runner,
+    pool: KvPool,
+    /// At most `sequences_max`, in order of admission.
+    sequences: Vec<Sequence>,
+    ready: Vec<Ready>,
+    plan: Vec<Work>,
+    scratch: SampleScratch,
+}
+
+/// What the thread does next.
+enum Next {
+    Go,
+    Exit,
+}
+
+/// Runs until a stop is asked for. On a panic the inbox is closed, so that callers are not left waiting.
+pub(crate) fn run(model: &Model, shared: &Shared, kernels: Kernels, options: &EngineOptions) {
+    let _close = CloseOnExit(shared);
+    let mut driver = Driver {
+        model,
+        shared,
+        options,
+        runner: Runner::with_kernels(kernels, options.threads),
+        pool: KvPool::new(model.kv_shape(), options.kv_tokens),
+        sequences: Vec::with_capacity(options.sequences_max),
+        ready: Vec::new(),
+        plan: Vec::new(),
+        scratch: SampleScratch::default(),
+    };
+    while let Next::Go = driver.take_jobs() {
+        driver.end_cancelled();
+        driver.step();
+        driver.deliver();
+    }
+    driver.abort(JobFailure::ShuttingDown, |_| true);
+}
+
+impl Driver<'_> {
+    /// Waits until there is something to do, admitting what fits.
+    fn take_jobs(&mut self) -> Next {
+        let mut inbox = self.shared.lock();
+        loop {
+            let dropped: Vec<Pending> = Self::take_cancelled(&mut inbox);
+            if !dropped.is_empty() {
+                drop(inbox);
+                dropped.into_iter().for_each(|pending| refuse(pending, JobFailure::Cancelled));
+                inbox = self.shared.lock();
+                continue;
+            }
+            self.admit(&mut inbox);
+            let idle = self.sequences.is_empty();
+            if let Some(Stop { by }) = inbox.stop {
+                let done = idle && inbox.waiting.is_empty();
+                if done || Instant::now() >= by {
+                    return Next::Exit;
+                }
+            }
+            if self.sequences.iter().any(|s| s.is_cancelled() || s.ready() != Ready::Paused) {
+                return Next::Go;
+            }
+            // Jobs wait only while others run, so an idle engine has nothing to retry.
+            inbox = self.shared.wait(inbox, (!idle).then_some(RETRY));
+            if !idle {
+                return Next::Go;
+            }
+        }
+    }
+
+    fn take_cancelled(inbox: &mut MutexGuard<'_, Inbox>) -> Vec<Pending> {
+        let is_cancelled = |pending: &Pending| pending.cancelled.load(Ordering::Relaxed);
+        if !inbox.waiting.iter().any(is_cancelled) {
+            return Vec::new();
+        }
+        let (dropped, kept): (VecDeque<_>, _) = std::mem::take(&mut inbox.waiting).into_iter().partition(is_cancelled);
+        inbox.waiting = kept;
+        Vec::from(dropped)
+    }
+
+    /// Moves waiting jobs into the batch, in order, while there is place and memory. A job that needs more memory
+    /// than is free holds back the ones behind it, so that it cannot be starved by small ones.
+    fn admit(&mut self, inbox: &mut MutexGuard<'_, Inbox>) {
+        while self.sequences.len() < self.options.sequences_max {
+            let Some(kv) = inbox.waiting.front().and_then(|next| self.pool.reserve(next.positions)) else { break };
+            let pending = inbox.waiting.pop_front().expect("it was at the front a line above");
+            self.sequences.push(Sequence::new(pending, kv));
+        }
+        self.shared.count(self.sequences.len(), &self.pool);
+    }
+
+    fn end_cancelled(&mut self) {
+        self.abort(JobFailure::Cancelled, Sequence::is_cancelled);
+    }
+
+    /// Ends the jobs that `which` chooses at once.
+    fn abort(&mut self, error: JobFailure, which: impl Fn(&Sequence) -> bool) {
+        let mut chosen: Vec<Sequence> = self.sequences.extract_if(.., |sequence| which(sequence)).collect();
+        chosen.iter_mut().for_each(|sequence| sequence.last_word(error));
+        self.release(chosen);
+    }
+
+    /// Memory and statistics first, sinks last: whoever sees a stream closed sees its memory free.
+    fn release(&mut self, over: Vec<Sequence>) {
+        let sinks: Vec<_> = over.into_iter().map(|sequence| sequence.release(&mut self.pool)).collect();
+        self.shared.count(self.sequences.len(), &self.pool);
+        drop(sinks);
+    }
+
+    fn step(&mut self) {
+        self.ready.clear();
+        self.ready.extend(self.sequences.iter().map(Sequence::ready));
+        scheduler::plan(&self.ready, self.options.prefill_chunk, &mut self.plan);
+        if self.plan.is_empty() {
+            return;
+        }
+        let mut slices = Vec::with_capacity(self.plan.len());
+        let mut planned = self.plan.iter().peekable();
+        for (i, sequence) in self.sequences.iter_mut().enumerate() {
+            let Some(work) = planned.next_if(|work| work.sequence == i) else { continue };
+            self.pool.grow(&mut sequence.kv, work.n_tokens);
+            slices.push(slice_of(sequence, work.n_tokens));
+        }
+        let finite = self.runner.step(self.model, &mut slices);
+        let asked: Vec<bool> = slices.iter().map(|slice| slice.logits_from < slice.tokens.len()).collect();
+        drop(slices);
+        self.count_step();
+        self.sample(&finite, &asked);
+    }
+
+    /// Chooses the next token of every sequence whose logits were computed.
+    fn sample(&mut self, finite: &[bool], asked: &[bool]) {
+        let vocab = self.model.config().vocab;
+        let n_asked = asked.iter().filter(|asked| **asked).count();
+        let mut works = self.plan.iter().zip(finite).zip(asked);
+        let mut first = 0;
+        while first < n_asked {
+            let n = LOGIT_ROWS.min(n_asked - first);
+            let logits = self.runner.logits(self.model, first, n);
+            let mut rows = logits.chunks(vocab);
+            while rows.len() > 0 {
+                let Some(((work, finite), asked)) = works.next() else { break };
+                let sequence = &mut self.sequences[work.sequence];
+                if !finite {
+                    sequence.fail(JobFailure::NonFinite { index: sequence.index });
+                }
+                if !asked {
+                    continue;
+                }
+                let row = rows.next().expect("a row for each asked slice");
+                match sample::pick(row, &sequence.sampler, sequence.index, &mut self.scratch) {
+                    Ok(token) if *finite => sequence.produced(token),
+                    Ok(_) => {}
+                    Err(_) => sequence.fail(JobFailure::NonFinite { index: sequence.index }),
+                }
+            }
+            first += n;
+        }
+        for ((work, finite), _) in works {
+            let sequence = &mut self.sequences[work.sequence];
+            if !finite {
+                sequence.fail(JobFailure::NonFinite { index: sequence.index });
+            }
+        }
+    }
+
+    fn deliver(&mut self) {
+        let over = self.sequences.extract_if(.., Sequence::deliver).collect();
+        self.release(over);
+    }
+
+    fn count_step(&self) {
+        let (mut prompt, mut output) = (0, 0);
+        for work in &self.plan {
+            match self.ready[work.sequence] {
+                Ready::Prefill(_) => prompt += work.n_tokens as u64,
+                _ => output += 1,
+            }
+        }
+        self.shared.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
+        self.shared.output_tokens.fetch_add(output, Ordering::Relaxed);
+        self.shared.steps.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The next `n` tokens of a sequence; logits for the last one if the input is complete with it.
+fn slice_of(sequence: &mut Sequence, n: usize) -> Slice<'_> {
+    let Sequence { kv, input, newest, .. } = sequence;
+    let fed = kv.len();
+    match newest {
+        Some(token) => Slice { kv, tokens: std::slice::from_ref(token), logits_from: 0 },
+        None => {
+            let logits_from = if fed + n == input.len() { n - 1 } else { n };
+            Slice { kv, tokens: &input[fed..fed + n], logits_from }
+        }
+    }
+}
+
+fn refuse(mut pending: Pending, error: JobFailure) {
+    let _ = pending.sink.push(crate::sequence::EngineEvent::Failed { error });
+}
+
+/// Closes the inbox whatever way the thread ends; waiting jobs are told.
+struct CloseOnExit<'a>(&'a Shared);
+
+impl Drop for CloseOnExit<'_> {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut inbox = self.0.lock();
+            inbox.stop = Some(Stop { by: Instant::now() });
+            std::mem::take(&mut inbox.waiting)
+        };
+        waiting.into_iter().for_each(|pending| refuse(pending, JobFailure::ShuttingDown));
+    }
+}

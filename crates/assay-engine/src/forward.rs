@@ -1,0 +1,238 @@
+//! One step of the transformer over a batch: some tokens of each of several sequences.
+//!
+//! Owns the order of operations of a Llama block and the activation buffers; the operations themselves are defined
+//! in `assay_num`. Does not choose what is computed (scheduler) or what follows from the logits (sampler).
+//!
+//! Per layer, for each row (one token at one position of one sequence):
+//! `n = rms_norm(x)`; `q|k|v = W_qkv n`; rope on q and k; k and v stored as f16; `a = attention(q, keys <= position)`;
+//! `x += W_o a`; `n = rms_norm(x)`; `g|u = W_gu n`; `x += W_down (silu(g) * u)`. At the end, for rows that are asked:
+//! `logits = W_out rms_norm(x)`.
+//!
+//! Invariant: every row is computed by the same operations in the same order whatever else is in the batch, however
+//! the prompt was cut into steps, and however the work is split over threads. Rows meet only in attention, which
+//! reads keys by absolute position from memory that was rounded to f16 when it was written.
+//!
+//! A row in which a value that enters a matrix product, the KV memory or the sampler is not finite (for KV: not
+//! finite in f16) marks its sequence as failed; the others are not touched.
+
+use assay_num::{Acts, Isa, Kernels, RopeStyle, Team, check_finite};
+
+use crate::attention::{self, AttentionBuffers};
+use crate::compute::Compute;
+use crate::config::LlamaConfig;
+use crate::kv::KvSeq;
+use crate::model::{Layer, Model};
+
+/// Rows of logits computed at once: bounds their memory to this many times the vocabulary.
+pub const LOGIT_ROWS: usize = 32;
+
+/// The part of a step that belongs to one sequence.
+#[derive(Debug)]
+pub struct Slice<'a> {
+    /// Where its keys and values are; memory for the tokens is already there ([`crate::KvPool::grow`]).
+    pub kv: &'a mut KvSeq,
+    /// Tokens at positions `kv.len()..`, at least one, each below the vocabulary size.
+    pub tokens: &'a [u32],
+    /// Logits are wanted for tokens from this index on (`tokens.len()`: for none).
+    pub logits_from: usize,
+}
+
+/// Runs steps: the kernels, a thread team and the buffers. One per engine thread; holds nothing between steps that
+/// could affect a result.
+pub struct Runner {
+    compute: Compute,
+    acts: Acts,
+    buffers: Buffers,
+}
+
+/// All `[rows, ..]`, row-major, of the current step; memory is that of the largest step so far.
+#[derive(Debug, Default)]
+struct Buffers {
+    /// Residual stream `[rows, width]`.
+    x: Vec<f32>,
+    /// Normed `[rows, width]`, and the output of projections back to the residual stream.
+    normed: Vec<f32>,
+    /// q, k, v of a row: `[rows, q_width + 2 kv_width]`.
+    qkv: Vec<f32>,
+    /// Attention output `[rows, q_width]`.
+    attended: Vec<f32>,
+    attention: AttentionBuffers,
+    /// gate, up of a row: `[rows, 2 feed_forward]`.
+    gate_up: Vec<f32>,
+    /// `[rows, feed_forward]`
+    inner: Vec<f32>,
+    /// Output of one part of a [`crate::model::Stack`] of unlike formats.
+    part: Vec<f32>,
+    /// Final normed rows that were asked for: `[n, width]`.
+    asked: Vec<f32>,
+    /// `[at most LOGIT_ROWS, vocab]`
+    logits: Vec<f32>,
+    rows: Vec<Row>,
+}
+
+/// Where a row of a step comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// Index of its slice.
+    pub slice: usize,
+    /// Absolute position in its sequence.
+    pub position: usize,
+    /// Whether all its values were finite so far.
+    pub finite: bool,
+}
+
+impl Runner {
+    /// A runner with `n_threads` threads, the caller's included, on the best instruction set of this CPU.
+    pub fn new(n_threads: usize) -> Runner {
+        Runner::with_kernels(Kernels::detect(), n_threads)
+    }
+
+    /// A runner on given kernels.
+    pub fn with_kernels(kernels: Kernels, n_threads: usize) -> Runner {
+        let compute = Compute { kernels, team: Team::new(n_threads.max(1)) };
+        Runner { compute, acts: Acts::new(), buffers: Buffers::default() }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.compute.kernels.isa()
+    }
+
+    /// Threads in use, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.compute.team.threads()
+    }
+
+    /// Computes one step and advances every sequence. Returns, per slice, whether all its values were finite.
+    /// Logits are then read with [`Runner::logits`].
+    ///
+    /// # Panics
+    /// On an empty slice, a token outside the vocabulary, or a position outside the model's context.
+    pub fn step(&mut self, model: &Model, slices: &mut [Slice<'_>]) -> Vec<bool> {
+        self.embed(model, slices);
+        for (index, layer) in model.weights().layers.iter().enumerate() {
+            self.attention_block(model, layer, index, slices);
+            self.feed_forward_block(model.config(), layer);
+        }
+        self.collect_asked(model, slices);
+        let mut finite = vec![true; slices.len()];
+        for row in &self.buffers.rows {
+            finite[row.slice] &= row.finite;
+        }
+        for slice in slices {
+            slice.kv.advance(slice.tokens.len());
+        }
+        finite
+    }
+
+    /// Rows of logits the last step was asked for: slices in order, tokens in order.
+    pub fn n_asked(&self, model: &Model) -> usize {
+        self.buffers.asked.len() / model.config().width
+    }
+
+    /// Logits of `n` (at most [`LOGIT_ROWS`]) asked rows from `first` on: `[n, vocab]`.
+    ///
+    /// # Panics
+    /// If that exceeds what was asked or the bound.
+    pub fn logits(&mut self, model: &Model, first: usize, n: usize) -> &[f32] {
+        assert!(n <= LOGIT_ROWS, "{n} rows of logits at once");
+        let (width, matrix) = (model.config().width, model.output_matrix());
+        let Buffers { asked, logits, .. } = &mut self.buffers;
+        logits.resize(n * matrix.rows(), 0.0);
+        self.compute.product(&mut self.acts, matrix, &asked[first * width..][..n * width], logits);
+        logits
+    }
+
+    fn embed(&mut self, model: &Model, slices: &[Slice<'_>]) {
+        let config = model.config();
+        let buffers = &mut self.buffers;
+        buffers.rows.clear();
+        for (slice, Slice { kv, tokens, .. }) in slices.iter().enumerate() {
+            assert!(!tokens.is_empty(), "a slice without tokens");
+            assert!(kv.len() + tokens.len() <= model.context(), "positions beyond the context");
+            let rows = (0..tokens.len()).map(|i| Row { slice, position: kv.len() + i, finite: true });
+            buffers.rows.extend(rows);
+        }
+        buffers.resize(config);
+        let tokens = slices.iter().flat_map(|slice| slice.tokens);
+        for (token, x) in tokens.zip(buffers.x.chunks_exact_mut(config.width)) {
+            model.weights().token_embd.row_f32(*token as usize, x);
+        }
+    }
+
+    fn attention_block(&mut self, model: &Model, layer: &Layer, index: usize, slices: &mut [Slice<'_>]) {
+        let config = model.config();
+        let Runner { compute, acts, buffers } = self;
+        let Buffers { x, normed, qkv, attended, attention, part, rows, .. } = buffers;
+        compute.norm(x, &layer.attn_norm, config.rms_eps, normed);
+        flag(rows, normed);
+        compute.stack(acts, &layer.qkv, normed, qkv, part);
+
+        let rotated = config.q_width() + config.kv_width();
+        let (kernels, table) = (compute.kernels, &model.weights().rope);
+        compute.chunks(rows.len() * rotated * 2, qkv, layer.qkv.rows, |row, qkv| {
+            let position = rows[row].position;
+            // GGUF files of this architecture have q and k permuted so that pairs are neighbours.
+            kernels.rope(&mut qkv[..rotated], config.head_dim, position, table, RopeStyle::Interleaved);
+        });
+        attention::store(compute, config, index, qkv, rows, slices);
+        attention::attend(compute, config, index, (qkv, rows), slices, attention, attended);
+        flag(rows, attended);
+        compute.product(acts, &layer.attn_output, attended, normed);
+        compute.kernels.add_assign(x, normed);
+    }
+
+    fn feed_forward_block(&mut self, config: &LlamaConfig, layer: &Layer) {
+        let Runner { compute, acts, buffers } = self;
+        let Buffers { x, normed, gate_up, inner, part, rows, .. } = buffers;
+        compute.norm(x, &layer.ffn_norm, config.rms_eps, normed);
+        flag(rows, normed);
+        compute.stack(acts, &layer.gate_up, normed, gate_up, part);
+        let (width, kernels) = (config.feed_forward, compute.kernels);
+        compute.chunks(inner.len() * 8, inner, width, |row, inner| {
+            let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
+            kernels.silu_mul(gate, up, inner);
+        });
+        flag(rows, inner);
+        compute.product(acts, &layer.ffn_down, inner, normed);
+        compute.kernels.add_assign(x, normed);
+    }
+
+    /// Final norm of the rows whose logits are wanted.
+    fn collect_asked(&mut self, model: &Model, slices: &[Slice<'_>]) {
+        let config = model.config();
+        let width = config.width;
+        let Buffers { x, asked, rows, .. } = &mut self.buffers;
+        asked.clear();
+        let wanted = slices.iter().flat_map(|slice| (0..slice.tokens.len()).map(|i| i >= slice.logits_from));
+        for ((row, x), wanted) in rows.iter_mut().zip(x.chunks_exact(width)).zip(wanted) {
+            if wanted {
+                let start = asked.len();
+                asked.resize(start + width, 0.0);
+                let norm = &model.weights().output_norm;
+                self.compute.kernels.rms_norm(x, norm, config.rms_eps, &mut asked[start..]);
+                row.finite &= check_finite(&asked[start..]).is_ok();
+            }
+        }
+    }
+}
+
+impl Buffers {
+    fn resize(&mut self, config: &LlamaConfig) {
+        let n = self.rows.len();
+        self.x.resize(n * config.width, 0.0);
+        self.normed.resize(n * config.width, 0.0);
+        self.qkv.resize(n * (config.q_width() + 2 * config.kv_width()), 0.0);
+        self.attended.resize(n * config.q_width(), 0.0);
+        self.gate_up.resize(n * 2 * config.feed_forward, 0.0);
+        self.inner.resize(n * config.feed_forward, 0.0);
+    }
+}
+
+/// Marks rows of `values: [rows, ..]` that hold a value that is not finite.
+fn flag(rows: &mut [Row], values: &[f32]) {
+    let width = values.len() / rows.len();
+    for (row, values) in rows.iter_mut().zip(values.chunks_exact(width)) {
+        row.finite &= check_finite(values).is_ok();
+    }
+}

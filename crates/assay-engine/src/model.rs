@@ -1,0 +1,341 @@
+//! A loaded model: config, tokenizer, chat template, and weights in the layout the kernels read.
+//!
+//! Owns the list of tensors a Llama-architecture file must have, their shapes, and nothing about the computation
+//! (`forward.rs`). Loading copies and repacks every weight once; the file's bytes are not needed afterwards.
+//! Tensor names and shapes: the GGUF specification, architecture "llama". A tensor that is not used is an error:
+//! ignoring one (a bias, an adapter) would compute something else than the file's author meant.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use assay_gguf::{GgmlType, Gguf, GgufError, RopeError, TensorInfo, Tokenizer, TokenizerError, rope_table};
+use assay_num::{Matrix, MatrixError, RopeTable, f16};
+
+use crate::config::{ConfigError, LlamaConfig};
+use crate::kv::KvShape;
+
+/// Default of [`LoadOptions::context_max`].
+pub const CONTEXT_MAX_DEFAULT: usize = 16_384;
+
+/// How to load.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Upper bound on the context in tokens; the model's own `llama.context_length` bounds it too.
+    pub context_max: usize,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { context_max: CONTEXT_MAX_DEFAULT }
+    }
+}
+
+/// Everything that running a model needs. Immutable; shared between threads and engines in an [`Arc`].
+#[derive(Debug)]
+pub struct Model {
+    config: LlamaConfig,
+    context: usize,
+    tokenizer: Arc<Tokenizer>,
+    name: String,
+    weights: Weights,
+}
+
+/// Weight matrices are `[rows, k]` as in [`Matrix`]; norms are `[width]`.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    /// `[vocab, width]`; also the output matrix of models that tie the two.
+    pub token_embd: Matrix,
+    pub layers: Vec<Layer>,
+    pub output_norm: Vec<f32>,
+    /// `[vocab, width]`, absent if tied.
+    pub output: Option<Matrix>,
+    pub rope: RopeTable,
+}
+
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub attn_norm: Vec<f32>,
+    /// q, k and v below each other: `[(n_heads + 2 n_kv_heads) * head_dim, width]`.
+    pub qkv: Stack,
+    /// `[width, n_heads * head_dim]`
+    pub attn_output: Matrix,
+    pub ffn_norm: Vec<f32>,
+    /// gate above up: `[2 * feed_forward, width]`.
+    pub gate_up: Stack,
+    /// `[width, feed_forward]`
+    pub ffn_down: Matrix,
+}
+
+/// Matrices that read the same input, as one product where their formats agree: fewer barriers, same bits, because
+/// every output row is computed on its own.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    /// In output order; one entry where the formats agree.
+    pub parts: Vec<Matrix>,
+    /// Rows of all parts.
+    pub rows: usize,
+}
+
+/// Why a file is not a model this engine runs.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Metadata.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The file's directory and its bytes disagree.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The rotation table.
+    #[error("llama.rope.* and rope_freqs.weight: {0}")]
+    Rope(#[from] RopeError),
+    /// Tokenizer metadata.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A required tensor is not in the file.
+    #[error("tensor {name} is missing")]
+    MissingTensor {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor whose shape contradicts the metadata.
+    #[error("tensor {name} has shape {found:?}, the metadata asks for {expected:?} (innermost first)")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// Dimensions in the file.
+        found: Vec<u64>,
+        /// Dimensions that follow from the config.
+        expected: Vec<u64>,
+    },
+    /// A number format the engine does not compute with.
+    #[error("tensor {name} has type {found:?}; this engine runs F32, F16 and Q8_0 matrices and F32 or F16 norms")]
+    Type {
+        /// Its name.
+        name: String,
+        /// The format.
+        found: GgmlType,
+    },
+    /// The kernels refuse the matrix.
+    #[error("tensor {name}: {source}")]
+    Matrix {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: MatrixError,
+    },
+    /// A tensor the architecture does not use.
+    #[error("tensor {name} is not part of a plain Llama model (biases, experts and adapters are not supported)")]
+    UnknownTensor {
+        /// Its name.
+        name: String,
+    },
+    /// Tokenizer and embedding disagree.
+    #[error("the tokenizer has {tokenizer} tokens, token_embd.weight has {rows} rows")]
+    VocabMismatch {
+        /// Entries of the tokenizer.
+        tokenizer: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+}
+
+impl Model {
+    /// Loads with default options and no progress report.
+    ///
+    /// # Errors
+    /// See [`Model::load_with`].
+    pub fn load(gguf: &Gguf, bytes: &[u8]) -> Result<Arc<Model>, LoadError> {
+        Model::load_with(gguf, bytes, LoadOptions::default(), &mut |_, _| {})
+    }
+
+    /// Loads the model in `bytes`, of which `gguf` is the parsed directory. `progress(done, total)` is called with
+    /// bytes of tensor data, a few times per block. Memory: about the size of the tensor data.
+    ///
+    /// # Errors
+    /// The first contradiction, by key or tensor.
+    pub fn load_with(
+        gguf: &Gguf,
+        bytes: &[u8],
+        options: LoadOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<Model>, LoadError> {
+        let embd = gguf
+            .tensor("token_embd.weight")
+            .ok_or_else(|| LoadError::MissingTensor { name: "token_embd.weight".to_owned() })?;
+        let config = LlamaConfig::from_gguf(gguf, embd.dims.get(1).copied().unwrap_or(1))?;
+        let tokenizer = Tokenizer::from_gguf(gguf)?;
+        if tokenizer.vocab_size() as usize != config.vocab {
+            return Err(LoadError::VocabMismatch { tokenizer: tokenizer.vocab_size(), rows: config.vocab });
+        }
+        let context = config.context.min(options.context_max.max(1));
+        let mut loader = Loader::new(gguf, bytes, progress);
+        let weights = loader.weights(&config, context)?;
+        loader.finish()?;
+        Ok(Arc::new(Model {
+            config,
+            context,
+            tokenizer: Arc::new(tokenizer),
+            name: gguf.name().unwrap_or_default().to_owned(),
+            weights,
+        }))
+    }
+
+    /// Hyper-parameters.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Positions a job may use: prompt and output together.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The tokenizer in the file.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// `general.name` of the file, possibly empty.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Shape of the memory for keys and values.
+    pub fn kv_shape(&self) -> KvShape {
+        KvShape::of(&self.config)
+    }
+
+    /// Bytes of weights in memory: what one decoded token reads.
+    pub fn weight_bytes(&self) -> usize {
+        let weights = &self.weights;
+        let layers = weights.layers.iter().map(|layer| {
+            let stacks = layer.qkv.parts.iter().chain(&layer.gate_up.parts);
+            stacks.chain([&layer.attn_output, &layer.ffn_down]).map(Matrix::bytes).sum::<usize>()
+        });
+        layers.sum::<usize>() + self.output_matrix().bytes()
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    pub(crate) fn output_matrix(&self) -> &Matrix {
+        self.weights.output.as_ref().unwrap_or(&self.weights.token_embd)
+    }
+}
+
+/// Takes tensors out of a file, each once.
+struct Loader<'a> {
+    gguf: &'a Gguf,
+    bytes: &'a [u8],
+    taken: HashSet<&'a str>,
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl<'a> Loader<'a> {
+    fn new(gguf: &'a Gguf, bytes: &'a [u8], progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+        let total = gguf.tensors().iter().map(|tensor| tensor.len).sum();
+        Loader { gguf, bytes, taken: HashSet::new(), done: 0, total, progress }
+    }
+
+    fn weights(&mut self, config: &LlamaConfig, context: usize) -> Result<Weights, LoadError> {
+        let (width, vocab) = (config.width, config.vocab);
+        let token_embd = self.matrix("token_embd.weight", vocab, width)?;
+        let output = match self.gguf.tensor("output.weight") {
+            Some(_) => Some(self.matrix("output.weight", vocab, width)?),
+            None => None,
+        };
+        let output_norm = self.vector("output_norm.weight", width)?;
+        // Bounded by `limits::CONTEXT`, so it fits.
+        let rope = rope_table(self.gguf, self.bytes, context as u32)?;
+        self.taken.insert("rope_freqs.weight");
+        let layers = (0..config.n_layers).map(|i| self.layer(config, i)).collect::<Result<_, _>>()?;
+        Ok(Weights { token_embd, layers, output_norm, output, rope })
+    }
+
+    fn layer(&mut self, config: &LlamaConfig, i: usize) -> Result<Layer, LoadError> {
+        let (width, ffn) = (config.width, config.feed_forward);
+        let (q, kv) = (config.q_width(), config.kv_width());
+        let name = |part: &str| format!("blk.{i}.{part}.weight");
+        Ok(Layer {
+            attn_norm: self.vector(&name("attn_norm"), width)?,
+            qkv: self.stack(&[(name("attn_q"), q), (name("attn_k"), kv), (name("attn_v"), kv)], width)?,
+            attn_output: self.matrix(&name("attn_output"), width, q)?,
+            ffn_norm: self.vector(&name("ffn_norm"), width)?,
+            gate_up: self.stack(&[(name("ffn_gate"), ffn), (name("ffn_up"), ffn)], width)?,
+            ffn_down: self.matrix(&name("ffn_down"), width, ffn)?,
+        })
+    }
+
+    /// One matrix `[rows, k]`.
+    fn matrix(&mut self, name: &str, rows: usize, k: usize) -> Result<Matrix, LoadError> {
+        let (tensor, data) = self.take(name, &[k as u64, rows as u64])?;
+        make_matrix(name, tensor.ty, rows, k, data)
+    }
+
+    /// Matrices of equal width `k`, concatenated by rows if they have one format.
+    fn stack(&mut self, parts: &[(String, usize)], k: usize) -> Result<Stack, LoadError> {
+        let taken = parts
+            .iter()
+            .map(|(name, rows)| Ok((name, *rows, self.take(name, &[k as u64, *rows as u64])?)))
+            .collect::<Result<Vec<_>, LoadError>>()?;
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        let ty = taken[0].2.0.ty;
+        let parts = if taken.iter().all(|(_, _, (tensor, _))| tensor.ty == ty) {
+            let data: Vec<&[u8]> = taken.iter().map(|(_, _, (_, data))| *data).collect();
+            vec![make_matrix(taken[0].0, ty, rows, k, &data.concat())?]
+        } else {
+            let parts = taken.iter().map(|(name, rows, (tensor, data))| make_matrix(name, tensor.ty, *rows, k, data));
+            parts.collect::<Result<_, _>>()?
+        };
+        Ok(Stack { parts, rows })
+    }
+
+    /// A norm's weights or another short vector, widened to f32 exactly.
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        let (tensor, data) = self.take(name, &[len as u64])?;
+        match tensor.ty {
+            GgmlType::F32 => Ok(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
+            GgmlType::F16 => {
+                Ok(data.as_chunks().0.iter().map(|bytes| f16::to_f32(u16::from_le_bytes(*bytes))).collect())
+            }
+            found => Err(LoadError::Type { name: name.to_owned(), found }),
+        }
+    }
+
+    /// A tensor's description and data, its shape checked.
+    fn take(&mut self, name: &str, expected: &[u64]) -> Result<(&'a TensorInfo, &'a [u8]), LoadError> {
+        let tensor = self.gguf.tensor(name).ok_or_else(|| LoadError::MissingTensor { name: name.to_owned() })?;
+        // Trailing dimensions of 1 are the same shape.
+        let found: &[u64] = &tensor.dims;
+        let significant = found.iter().rposition(|dim| *dim != 1).map_or(0, |last| last + 1);
+        let wanted = expected.iter().rposition(|dim| *dim != 1).map_or(0, |last| last + 1);
+        if found[..significant] != expected[..wanted] {
+            return Err(LoadError::Shape { name: name.to_owned(), found: found.to_vec(), expected: expected.to_vec() });
+        }
+        self.taken.insert(&tensor.name);
+        self.done += tensor.len;
+        (self.progress)(self.done, self.total);
+        Ok((tensor, self.gguf.tensor_bytes(self.bytes, tensor)?))
+    }
+
+    /// Fails if the file has a tensor nobody took.
+    fn finish(&self) -> Result<(), LoadError> {
+        match self.gguf.tensors().iter().find(|tensor| !self.taken.contains(tensor.name.as_str())) {
+            Some(tensor) => Err(LoadError::UnknownTensor { name: tensor.name.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn make_matrix(name: &str, ty: GgmlType, rows: usize, k: usize, data: &[u8]) -> Result<Matrix, LoadError> {
+    let made = match ty {
+        GgmlType::F32 => Matrix::from_f32(rows, k, data),
+        GgmlType::F16 => Matrix::from_f16(rows, k, data),
+        GgmlType::Q8_0 => Matrix::from_q8_0(rows, k, data),
+        found => return Err(LoadError::Type { name: name.to_owned(), found }),
+    };
+    made.map_err(|source| LoadError::Matrix { name: name.to_owned(), source })
+}

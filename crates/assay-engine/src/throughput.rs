@@ -1,0 +1,115 @@
+//! How fast a model runs here: prefill and decode, without queue, sampler or text.
+//!
+//! Made for comparison with other engines' own benchmarks, which time the same two things. The tokens are arbitrary
+//! but fixed, and the logits are hashed, so that a run that computes something else is not taken for a fast one.
+
+use std::time::{Duration, Instant};
+
+use crate::forward::{LOGIT_ROWS, Runner, Slice};
+use crate::kv::{KvPool, KvSeq};
+use crate::model::Model;
+
+/// What to time.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// Prompt tokens of each sequence.
+    pub n_prompt: usize,
+    /// Tokens decoded by each sequence after its prompt.
+    pub n_decode: usize,
+    /// Sequences at once, at most [`LOGIT_ROWS`].
+    pub n_sequences: usize,
+    /// Prompt tokens per step, over all sequences.
+    pub prefill_chunk: usize,
+}
+
+/// One timed repetition.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Time for all prompts.
+    pub prefill: Duration,
+    /// Time for all decoded tokens.
+    pub decode: Duration,
+    /// Hash of the logits' bits after the prompts and after each decoded token; equal for equal work.
+    pub logits_hash: u64,
+}
+
+/// Why a workload cannot run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WorkloadError {
+    /// Longer than the model's context.
+    #[error("{positions} positions exceed the model's context of {context}")]
+    Context {
+        /// Prompt and decoded tokens of a sequence.
+        positions: usize,
+        /// What the model has.
+        context: usize,
+    },
+    /// Nothing to do, or too many sequences.
+    #[error("prompt tokens, sequences and chunk must be at least 1, sequences at most {LOGIT_ROWS}")]
+    Empty,
+    /// The computation left the finite numbers.
+    #[error("the model computed a value that is not finite")]
+    NonFinite,
+}
+
+/// Runs the workload once.
+///
+/// # Errors
+/// See [`WorkloadError`].
+pub fn measure(model: &Model, runner: &mut Runner, workload: &Workload) -> Result<Timing, WorkloadError> {
+    let Workload { n_prompt, n_decode, n_sequences, prefill_chunk } = *workload;
+    let positions = n_prompt + n_decode;
+    if positions > model.context() {
+        return Err(WorkloadError::Context { positions, context: model.context() });
+    }
+    if n_prompt == 0 || prefill_chunk == 0 || !(1..=LOGIT_ROWS).contains(&n_sequences) {
+        return Err(WorkloadError::Empty);
+    }
+    let block = positions.next_multiple_of(assay_num::KV_CHUNK);
+    let mut pool = KvPool::new(model.kv_shape(), block * n_sequences);
+    let mut sequences: Vec<KvSeq> = (0..n_sequences).filter_map(|_| pool.reserve(positions)).collect();
+    let mut hash = 0;
+
+    let start = Instant::now();
+    for (i, kv) in sequences.iter_mut().enumerate() {
+        let tokens: Vec<u32> = (0..n_prompt).map(|position| token(model, i, position)).collect();
+        for chunk in tokens.chunks(prefill_chunk) {
+            pool.grow(kv, chunk.len());
+            let last = kv.len() + chunk.len() == n_prompt;
+            let logits_from = if last { chunk.len() - 1 } else { chunk.len() };
+            let slice = Slice { kv, tokens: chunk, logits_from };
+            check(runner.step(model, &mut [slice]))?;
+        }
+        hash = hash_bits(hash, runner.logits(model, 0, 1));
+    }
+    let prefill = start.elapsed();
+
+    let start = Instant::now();
+    for position in n_prompt..positions {
+        let tokens: Vec<u32> = (0..n_sequences).map(|i| token(model, i, position)).collect();
+        let mut slices = Vec::with_capacity(n_sequences);
+        for (kv, token) in sequences.iter_mut().zip(&tokens) {
+            pool.grow(kv, 1);
+            slices.push(Slice { kv, tokens: std::slice::from_ref(token), logits_from: 0 });
+        }
+        check(runner.step(model, &mut slices))?;
+        hash = hash_bits(hash, &runner.logits(model, 0, n_sequences)[..1]);
+    }
+    Ok(Timing { prefill, decode: start.elapsed(), logits_hash: hash })
+}
+
+/// An arbitrary token, different along positions and sequences.
+fn token(model: &Model, sequence: usize, position: usize) -> u32 {
+    ((position * 7919 + sequence * 104_729 + 13) % model.config().vocab) as u32
+}
+
+fn check(finite: Vec<bool>) -> Result<(), WorkloadError> {
+    if finite.into_iter().all(|finite| finite) { Ok(()) } else { Err(WorkloadError::NonFinite) }
+}
+
+/// FNV-1a over the values' bits.
+fn hash_bits(seed: u64, values: &[f32]) -> u64 {
+    values.iter().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, value| {
+        (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3)
+    })
+}

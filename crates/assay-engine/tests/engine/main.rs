@@ -1,0 +1,8 @@
+//! The engine from outside, on tiny random models: bits, serving, replay, hostile files.
+
+mod bits;
+mod hostile;
+mod reference;
+mod replaying;
+mod serving;
+mod support;

@@ -1,0 +1,140 @@
+//! The model graph written down a second time, one token at a time on scalar definitions, straight from the file's
+//! tensors. It shares no code with the engine's graph: a wrong head, position, order or tensor shows here.
+
+use assay_engine::{KvPool, Model, Runner, Slice};
+use assay_gguf::{GgmlType, Gguf};
+use assay_num::{KV_CHUNK, KvChunk, RopeStyle, RopeTable, f16, scalar};
+
+use crate::support::{F32, Random, Tiny, letter};
+
+struct Reference {
+    tiny: Tiny,
+    bytes: Vec<u8>,
+    gguf: Gguf,
+    rope: RopeTable,
+    /// Per layer and kv head: chunks of keys (transposed) and values.
+    cache: Vec<Vec<(Vec<u16>, Vec<u16>)>>,
+    position: usize,
+}
+
+impl Reference {
+    fn new(tiny: Tiny) -> Reference {
+        let bytes = tiny.bytes();
+        let gguf = Gguf::parse(&bytes).expect("a valid file");
+        let factors = tiny.rope_freqs.then(|| floats(&gguf, &bytes, "rope_freqs.weight"));
+        let rope = RopeTable::new(tiny.context as usize, tiny.rope_dims as usize, 10_000.0, factors.as_deref());
+        let heads = (tiny.n_layers * tiny.n_kv_heads) as usize;
+        Reference { tiny, bytes, gguf, rope: rope.expect("a valid table"), cache: vec![Vec::new(); heads], position: 0 }
+    }
+
+    fn tensor(&self, name: &str) -> Vec<f32> {
+        floats(&self.gguf, &self.bytes, name)
+    }
+
+    fn product(&self, name: &str, x: &[f32]) -> Vec<f32> {
+        self.tensor(name).chunks(x.len()).map(|row| scalar::dot(row, x)).collect()
+    }
+
+    fn norm(&self, name: &str, x: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; x.len()];
+        scalar::rms_norm(x, &self.tensor(name), 1e-5, &mut out);
+        out
+    }
+
+    /// Feeds one token; its logits.
+    fn feed(&mut self, token: u32) -> Vec<f32> {
+        let width = self.tiny.width as usize;
+        let mut x = self.tensor("token_embd.weight")[token as usize * width..][..width].to_vec();
+        for layer in 0..self.tiny.n_layers {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            let n = self.norm(&name("attn_norm"), &x);
+            let q = self.product(&name("attn_q"), &n);
+            let k = self.product(&name("attn_k"), &n);
+            let v = self.product(&name("attn_v"), &n);
+            let a = self.attention(layer as usize, q, k, v);
+            add(&mut x, &self.product(&name("attn_output"), &a));
+            let n = self.norm(&name("ffn_norm"), &x);
+            let gate = self.product(&name("ffn_gate"), &n);
+            let up = self.product(&name("ffn_up"), &n);
+            let inner: Vec<f32> = gate.iter().zip(&up).map(|(gate, up)| scalar::silu(*gate) * up).collect();
+            add(&mut x, &self.product(&name("ffn_down"), &inner));
+        }
+        self.position += 1;
+        let output = if self.tiny.tied { "token_embd.weight" } else { "output.weight" };
+        self.product(output, &self.norm("output_norm.weight", &x))
+    }
+
+    fn attention(&mut self, layer: usize, mut q: Vec<f32>, mut k: Vec<f32>, v: Vec<f32>) -> Vec<f32> {
+        let head_dim = self.tiny.head_dim as usize;
+        let (n_heads, n_kv_heads) = (self.tiny.n_heads as usize, self.tiny.n_kv_heads as usize);
+        for head in q.chunks_mut(head_dim).chain(k.chunks_mut(head_dim)) {
+            scalar::rope(head, self.position, &self.rope, RopeStyle::Interleaved);
+        }
+        let mut out = vec![0.0; q.len()];
+        for kv_head in 0..n_kv_heads {
+            let cache = &mut self.cache[layer * n_kv_heads + kv_head];
+            let p = self.position % KV_CHUNK;
+            if p == 0 {
+                cache.push((vec![0; KV_CHUNK * head_dim], vec![0; KV_CHUNK * head_dim]));
+            }
+            let (keys, values) = cache.last_mut().expect("pushed at position 0");
+            for d in 0..head_dim {
+                keys[d * KV_CHUNK + p] = f16::from_f32_rne(k[kv_head * head_dim + d]);
+                values[p * head_dim + d] = f16::from_f32_rne(v[kv_head * head_dim + d]);
+            }
+            let chunks: Vec<KvChunk<'_>> = cache.iter().map(|(k, v)| KvChunk { k, v }).collect();
+            for head in (0..n_heads).filter(|head| head * n_kv_heads / n_heads == kv_head) {
+                let (q, out) = (&q[head * head_dim..][..head_dim], &mut out[head * head_dim..][..head_dim]);
+                scalar::attend(q, &chunks, self.position + 1, 1.0 / (head_dim as f32).sqrt(), out);
+            }
+        }
+        out
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+fn floats(gguf: &Gguf, bytes: &[u8], name: &str) -> Vec<f32> {
+    let tensor = gguf.tensor(name).expect("a tensor of the model");
+    let data = gguf.tensor_bytes(bytes, tensor).expect("its bytes");
+    match tensor.ty {
+        GgmlType::F32 => data.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        GgmlType::F16 => data.chunks(2).map(|b| f16::to_f32(u16::from_le_bytes([b[0], b[1]]))).collect(),
+        other => panic!("{name} is {other:?}; the reference computes with floats"),
+    }
+}
+
+fn engine_logits(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut pool = KvPool::new(model.kv_shape(), tokens.len());
+    let mut kv = pool.reserve(tokens.len()).expect("room");
+    pool.grow(&mut kv, tokens.len());
+    let mut runner = Runner::new(2);
+    runner.step(model, &mut [Slice { kv: &mut kv, tokens, logits_from: 0 }]);
+    let firsts = (0..tokens.len()).step_by(10);
+    let vocab = model.config().vocab;
+    firsts
+        .flat_map(|first| {
+            let logits = runner.logits(model, first, 10.min(tokens.len() - first));
+            logits.chunks(vocab).map(<[f32]>::to_vec).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn the_graph_is_the_one_written_here() {
+    // F16 products are defined as those of the widened weights, so one reference serves both.
+    let f16 = Tiny { ty: GgmlType::F16, odd_ty: GgmlType::F32, ..crate::support::F16 };
+    for tiny in [F32, Tiny { tied: false, n_kv_heads: 2, n_layers: 3, ..F32 }, f16] {
+        let mut random = Random(9);
+        let tokens: Vec<u32> = (0..KV_CHUNK + 20).map(|_| letter(random.below(26) as u32)).collect();
+        let got = engine_logits(&tiny.model(), &tokens);
+        let mut reference = Reference::new(tiny);
+        for (position, (token, got)) in tokens.iter().zip(&got).enumerate() {
+            let expect = reference.feed(*token);
+            let same = expect.iter().zip(got).all(|(expect, got)| expect.to_bits() == got.to_bits());
+            assert!(same && expect.len() == got.len(), "position {position} of {tiny:?}");
+        }
+    }
+}
