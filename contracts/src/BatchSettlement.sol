@@ -208,8 +208,9 @@ contract BatchSettlement is IBatchSettlement, IERC5267, Multicall, ReentrancyGua
     }
 
     /// @inheritdoc IBatchSettlement
-    function getClaimBatchDigest(VoucherClaim[] calldata voucherClaims) external view returns (bytes32 digest) {
-        (digest,) = _claimBatchDigest(_domainSeparator(), voucherClaims);
+    function getClaimBatchDigest(VoucherClaim[] calldata voucherClaims) external view returns (bytes32) {
+        (bytes32 digest,) = _claimBatchDigest(_domainSeparator(), voucherClaims);
+        return digest;
     }
 
     /// @inheritdoc IERC5267
