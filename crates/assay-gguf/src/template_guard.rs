@@ -1,0 +1,543 @@
+//! Bounds the memory of a chat template. Fuel alone does not: a variable that is appended to itself doubles with every
+//! instruction.
+//!
+//! The template's source is rewritten before it is compiled: every operand from which an operation makes something
+//! larger, and every value that goes into another, is wrapped in a call that charges its size to a budget and refuses
+//! deep nesting. What is left are operations whose result is no larger than a few times their charged operands. The
+//! rewritten source is parsed again, and refused if a place is not wrapped: correctness does not rest on the rewriting.
+
+use minijinja::{
+    Environment, Error, ErrorKind, Output, State, Value, filters, functions,
+    machinery::{
+        Token,
+        ast::{BinOpKind, Call, CallArg, CompareOpKind, Expr, Macro, Stmt},
+        parse, tokenize,
+    },
+    syntax::SyntaxConfig,
+    tests,
+    value::{Rest, ValueKind},
+};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+/// Name of the charging function. A template that contains one of these names is refused.
+const CHARGE: &str = "__charge";
+/// Name of the function that lets only numbers pass.
+const NUMBER: &str = "__number";
+/// Global that holds the budget of a rendering.
+pub(crate) const MEMORY_NAME: &str = "__memory";
+/// Deepest nesting of a value.
+const DEPTH_MAX: u32 = 32;
+/// Bytes that a value takes besides its text.
+const VALUE_LEN: u64 = 32;
+/// Tokens of one `{{ }}` or `{% %}`: bounds the depth of expressions, which the compiler walks recursively.
+const BLOCK_TOKENS_MAX: usize = 1_000;
+/// `elif` and `else` of a template: each nests the rest of its condition.
+const BRANCHES_MAX: usize = 500;
+/// Macro calls and recursive loops inside each other.
+const RECURSION_MAX: usize = 32;
+
+/// A template that can be compiled.
+pub(crate) struct Guarded {
+    pub source: String,
+    /// Longest literal text that one instruction may write into a capture, which no charge covers.
+    pub captured_raw_len_max: u64,
+}
+
+/// The budget of a rendering is used up.
+#[derive(Debug, thiserror::Error)]
+#[error("the limit on memory is exceeded")]
+pub(crate) struct OutOfMemory;
+
+/// Checks and rewrites `source`.
+pub(crate) fn rewrite(source: &str, syntax: &SyntaxConfig) -> Result<Guarded, String> {
+    if let Some(name) = [CHARGE, NUMBER, MEMORY_NAME].iter().find(|name| source.contains(*name)) {
+        return Err(format!("the name {name} is reserved"));
+    }
+    let tokens = Tokens::new(source, syntax)?;
+    let first = walk(source, syntax, Some(&tokens))?;
+    let mut insertions = first.insertions;
+    insertions.sort_by_key(|&(at, _)| at);
+    let mut guarded = String::with_capacity(source.len() * 2);
+    let mut from = 0;
+    for (at, insertion) in insertions {
+        guarded.push_str(source.get(from..at).ok_or("it cannot be guarded")?);
+        match insertion {
+            Insertion::Open(function) => guarded.extend([function, "("]),
+            Insertion::Close => guarded.push(')'),
+        }
+        from = at;
+    }
+    guarded.push_str(&source[from..]);
+    let second = walk(&guarded, syntax, None)?;
+    if !second.insertions.is_empty() {
+        return Err("it cannot be guarded".to_owned());
+    }
+    Ok(Guarded { source: guarded, captured_raw_len_max: first.captured_raw_len_max })
+}
+
+/// Where tokens start, to find the parentheses around an expression, which the syntax tree does not have.
+struct Tokens {
+    starts: Vec<usize>,
+    /// For each token that is an opening parenthesis, where the closing one starts.
+    closes: Vec<Option<usize>>,
+}
+
+impl Tokens {
+    /// Also bounds what the parser and compiler recurse over; the tokenizer does not recurse.
+    fn new(source: &str, syntax: &SyntaxConfig) -> Result<Self, String> {
+        let (mut in_block, mut branches) = (0, 0);
+        let (mut starts, mut closes, mut open) = (vec![], vec![], vec![]);
+        for token in tokenize(source, false, syntax.clone()) {
+            let (token, span) = token.map_err(|error| error.to_string())?;
+            match token {
+                Token::VariableStart | Token::BlockStart | Token::TemplateData(_) => in_block = 0,
+                Token::Ident("elif" | "else") => branches += 1,
+                _ => in_block += 1,
+            }
+            if in_block > BLOCK_TOKENS_MAX {
+                return Err(format!("more than {BLOCK_TOKENS_MAX} tokens in one block"));
+            }
+            if branches > BRANCHES_MAX {
+                return Err(format!("more than {BRANCHES_MAX} branches"));
+            }
+            match token {
+                Token::ParenOpen => open.push(starts.len()),
+                Token::ParenClose => {
+                    if let Some(at) = open.pop() {
+                        closes[at] = Some(span.start_offset as usize);
+                    }
+                }
+                _ => (),
+            }
+            starts.push(span.start_offset as usize);
+            closes.push(None);
+        }
+        Ok(Self { starts, closes })
+    }
+
+    /// First byte of `expr`. The parser's spans of operators that follow their operand start at the operator or at the
+    /// token before the expression.
+    fn start(&self, expr: &Expr<'_>) -> usize {
+        let own = expr.span().start_offset as usize;
+        let (first, limit) = match expr {
+            Expr::Slice(e) => (&e.expr, own),
+            Expr::GetAttr(e) => (&e.expr, own),
+            Expr::GetItem(e) => (&e.expr, own),
+            Expr::Call(e) => (&e.expr, own),
+            Expr::Test(e) => (&e.expr, own),
+            Expr::Filter(e) => match &e.expr {
+                Some(input) => (input, own),
+                None => return own,
+            },
+            Expr::BinOp(e) => (&e.left, self.start(&e.right)),
+            Expr::Compare(e) => (&e.expr, e.ops.first().map_or(own, |o| self.start(&o.expr))),
+            Expr::IfExpr(e) => (&e.true_expr, self.start(&e.test_expr)),
+            Expr::UnaryOp(e) => return own.min(self.start(&e.expr)),
+            Expr::Var(_) | Expr::Const(_) | Expr::List(_) | Expr::Tuple(_) | Expr::Map(_) => return own,
+        };
+        self.outside_parens(self.start(first), limit)
+    }
+
+    /// Moves `start` before the parentheses that open there and close before `limit`.
+    fn outside_parens(&self, mut start: usize, limit: usize) -> usize {
+        while let Ok(at) = self.starts.binary_search(&start) {
+            let Some(before) = at.checked_sub(1) else { break };
+            if self.closes[before].is_none_or(|close| close >= limit) {
+                break;
+            }
+            start = self.starts[before];
+        }
+        start
+    }
+}
+
+/// One pass over `source`; without `tokens`, places to insert at are counted, not located.
+fn walk<'a>(source: &str, syntax: &SyntaxConfig, tokens: Option<&'a Tokens>) -> Result<Walk<'a>, String> {
+    let ast = parse(source, "chat_template", syntax.clone()).map_err(|error| error.to_string())?;
+    let mut walk = Walk { tokens, insertions: vec![], captured_raw_len_max: 0, capturing: false };
+    walk.stmt(&ast)?;
+    Ok(walk)
+}
+
+/// What a pass over a template finds.
+struct Walk<'t> {
+    tokens: Option<&'t Tokens>,
+    /// What to insert at byte offsets.
+    insertions: Vec<(usize, Insertion)>,
+    /// Longest literal text inside something that captures output.
+    captured_raw_len_max: u64,
+    capturing: bool,
+}
+
+impl Walk<'_> {
+    fn stmts(&mut self, stmts: &[Stmt<'_>]) -> Result<(), String> {
+        stmts.iter().try_for_each(|stmt| self.stmt(stmt))
+    }
+
+    fn captured(&mut self, stmts: &[Stmt<'_>]) -> Result<(), String> {
+        let outer = std::mem::replace(&mut self.capturing, true);
+        self.stmts(stmts)?;
+        self.capturing = outer;
+        Ok(())
+    }
+
+    fn stmt(&mut self, stmt: &Stmt<'_>) -> Result<(), String> {
+        match stmt {
+            Stmt::Template(s) => self.stmts(&s.children),
+            Stmt::EmitExpr(s) => self.expr(&s.expr),
+            Stmt::EmitRaw(s) => {
+                if self.capturing {
+                    self.captured_raw_len_max = self.captured_raw_len_max.max(s.raw.len() as u64);
+                }
+                Ok(())
+            }
+            Stmt::ForLoop(s) => {
+                self.expr(&s.iter)?;
+                self.maybe(s.filter_expr.as_ref())?;
+                self.stmts(&s.body)?;
+                self.stmts(&s.else_body)
+            }
+            Stmt::IfCond(s) => {
+                self.expr(&s.expr)?;
+                self.stmts(&s.true_body)?;
+                self.stmts(&s.false_body)
+            }
+            Stmt::WithBlock(s) => {
+                s.assignments.iter().try_for_each(|(_, value)| self.expr(value))?;
+                self.stmts(&s.body)
+            }
+            Stmt::Set(s) => {
+                match s.target {
+                    Expr::Var(_) => self.expr(&s.expr),
+                    // Into a namespace: nests.
+                    _ => self.charged(&s.expr),
+                }
+            }
+            Stmt::SetBlock(s) => {
+                self.maybe(s.filter.as_ref())?;
+                self.captured(&s.body)
+            }
+            Stmt::AutoEscape(_) => Err("autoescape is not allowed".to_owned()),
+            Stmt::FilterBlock(s) => {
+                self.expr(&s.filter)?;
+                self.captured(&s.body)
+            }
+            Stmt::Macro(s) => self.macro_decl(s),
+            Stmt::CallBlock(s) => {
+                self.call(&s.call)?;
+                self.macro_decl(&s.macro_decl)
+            }
+            Stmt::Continue(_) | Stmt::Break(_) => Ok(()),
+            Stmt::Do(s) => self.call(&s.call),
+            Stmt::Block(_) | Stmt::Import(_) | Stmt::FromImport(_) | Stmt::Extends(_) | Stmt::Include(_) => {
+                Err("block, import, extends and include are not allowed".to_owned())
+            }
+        }
+    }
+
+    fn macro_decl(&mut self, decl: &Macro<'_>) -> Result<(), String> {
+        self.exprs(&decl.defaults)?;
+        self.captured(&decl.body)
+    }
+
+    fn exprs(&mut self, exprs: &[Expr<'_>]) -> Result<(), String> {
+        exprs.iter().try_for_each(|expr| self.expr(expr))
+    }
+
+    fn maybe(&mut self, expr: Option<&Expr<'_>>) -> Result<(), String> {
+        expr.map_or(Ok(()), |expr| self.expr(expr))
+    }
+
+    fn expr(&mut self, expr: &Expr<'_>) -> Result<(), String> {
+        match expr {
+            Expr::Var(_) | Expr::Const(_) => Ok(()),
+            Expr::Slice(e) => {
+                self.charged(&e.expr)?;
+                [&e.start, &e.stop, &e.step].into_iter().try_for_each(|bound| self.maybe(bound.as_ref()))
+            }
+            Expr::UnaryOp(e) => self.expr(&e.expr),
+            Expr::BinOp(e) => match e.op {
+                // Strings and lists times a number: the one result that the operands' sum does not bound.
+                BinOpKind::Mul => {
+                    self.wrapped(&e.left, NUMBER)?;
+                    self.wrapped(&e.right, NUMBER)
+                }
+                BinOpKind::Add | BinOpKind::Concat | BinOpKind::In => {
+                    self.charged(&e.left)?;
+                    self.charged(&e.right)
+                }
+                _ => {
+                    self.expr(&e.left)?;
+                    self.expr(&e.right)
+                }
+            },
+            Expr::Compare(e) => {
+                // `in` may print its operands to look inside; all of a chain are charged if one does.
+                if e.ops.iter().any(|o| matches!(o.op, CompareOpKind::In | CompareOpKind::NotIn)) {
+                    self.charged(&e.expr)?;
+                    return e.ops.iter().try_for_each(|o| self.charged(&o.expr));
+                }
+                self.expr(&e.expr)?;
+                e.ops.iter().try_for_each(|o| self.expr(&o.expr))
+            }
+            Expr::IfExpr(e) => {
+                self.expr(&e.test_expr)?;
+                self.expr(&e.true_expr)?;
+                self.maybe(e.false_expr.as_ref())
+            }
+            Expr::Filter(e) => {
+                if let Some(input) = &e.expr {
+                    self.charged(input)?;
+                }
+                self.args(&e.args)
+            }
+            Expr::Test(e) => {
+                self.expr(&e.expr)?;
+                self.args(&e.args)
+            }
+            Expr::GetAttr(e) => self.expr(&e.expr),
+            Expr::GetItem(e) => {
+                self.expr(&e.expr)?;
+                self.expr(&e.subscript_expr)
+            }
+            Expr::Call(e) => self.call(e),
+            Expr::List(e) => e.items.iter().try_for_each(|item| self.charged(item)),
+            Expr::Tuple(e) => e.items.iter().try_for_each(|item| self.charged(item)),
+            Expr::Map(e) => {
+                self.exprs(&e.keys)?;
+                e.values.iter().try_for_each(|value| self.charged(value))
+            }
+        }
+    }
+
+    fn call(&mut self, call: &Call<'_>) -> Result<(), String> {
+        self.expr(&call.expr)?;
+        self.args(&call.args)
+    }
+
+    fn args(&mut self, args: &[CallArg<'_>]) -> Result<(), String> {
+        args.iter().try_for_each(|arg| match arg {
+            CallArg::Pos(expr) | CallArg::Kwarg(_, expr) => self.charged(expr),
+            CallArg::PosSplat(_) | CallArg::KwargSplat(_) => Err("splatted arguments are not allowed".to_owned()),
+        })
+    }
+
+    /// An operand that must be charged.
+    fn charged(&mut self, expr: &Expr<'_>) -> Result<(), String> {
+        match expr {
+            // No larger than the source.
+            Expr::Const(_) => Ok(()),
+            _ => self.wrapped(expr, CHARGE),
+        }
+    }
+
+    /// An operand that must be an argument of `function`: noted if it is not.
+    fn wrapped(&mut self, expr: &Expr<'_>, function: &'static str) -> Result<(), String> {
+        match expr {
+            Expr::Call(call) if matches!(&call.expr, Expr::Var(v) if v.id == function) => match &call.args[..] {
+                [CallArg::Pos(inner)] => self.expr(inner),
+                _ => Err("it cannot be guarded".to_owned()),
+            },
+            _ => {
+                let start = self.tokens.map_or(0, |tokens| tokens.start(expr));
+                self.insertions.push((start, Insertion::Open(function)));
+                self.insertions.push((expr.span().end_offset as usize, Insertion::Close));
+                self.expr(expr)
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Insertion {
+    Open(&'static str),
+    Close,
+}
+
+/// Adds the filters, tests and functions of chat templates; none makes more than a few times its charged operands.
+pub(crate) fn install(env: &mut Environment<'static>) {
+    env.set_recursion_limit(RECURSION_MAX);
+    env.add_function(CHARGE, |state: &mut State, value: Value| -> Result<Value, Error> {
+        charge(state, &value)?;
+        Ok(value)
+    });
+    env.add_function(NUMBER, |value: Value| match value.is_number() {
+        true => Ok(value),
+        false => Err(Error::new(ErrorKind::InvalidOperation, "only numbers can be multiplied")),
+    });
+    env.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
+        charge(state, value)?;
+        if !value.is_undefined() {
+            write!(out, "{value}").map_err(|_| Error::from(ErrorKind::WriteFailure))?;
+        }
+        Ok(())
+    });
+    env.set_unknown_method_callback(|state, value, method, args| {
+        charge(state, value)?;
+        args.iter().try_for_each(|arg| charge(state, arg))?;
+        match method {
+            "replace" => charge_replace(state, value, args)?,
+            "join" => charge_join(state, args.first(), Some(value))?,
+            "format" => charge_format(state, value, args)?,
+            _ => (),
+        }
+        unknown_method_callback(state, value, method, args)
+    });
+    add_filters(env);
+    add_tests(env);
+    env.add_function("range", functions::range);
+    env.add_function("namespace", functions::namespace);
+    env.add_function("dict", functions::dict);
+}
+
+fn add_filters(env: &mut Environment<'static>) {
+    env.add_filter("lower", filters::lower);
+    env.add_filter("upper", filters::upper);
+    env.add_filter("title", filters::title);
+    env.add_filter("capitalize", filters::capitalize);
+    env.add_filter("length", filters::length);
+    env.add_filter("count", filters::length);
+    env.add_filter("dictsort", filters::dictsort);
+    env.add_filter("items", filters::items);
+    env.add_filter("reverse", filters::reverse);
+    env.add_filter("trim", filters::trim);
+    env.add_filter("split", filters::split);
+    env.add_filter("default", filters::default);
+    env.add_filter("d", filters::default);
+    env.add_filter("round", filters::round);
+    env.add_filter("abs", filters::abs);
+    env.add_filter("int", filters::int);
+    env.add_filter("float", filters::float);
+    env.add_filter("first", filters::first);
+    env.add_filter("last", filters::last);
+    env.add_filter("min", filters::min);
+    env.add_filter("max", filters::max);
+    env.add_filter("list", filters::list);
+    env.add_filter("string", filters::string);
+    env.add_filter("bool", filters::bool);
+    env.add_filter("safe", filters::safe);
+    env.add_filter("select", filters::select);
+    env.add_filter("reject", filters::reject);
+    env.add_filter("selectattr", filters::selectattr);
+    env.add_filter("rejectattr", filters::rejectattr);
+    env.add_filter("unique", filters::unique);
+    env.add_filter("join", |state: &mut State, value: Value, args: Rest<Value>| -> Result<Value, Error> {
+        charge_join(state, Some(&value), args.first())?;
+        state.apply_filter("__join", &[&[value], &args[..]].concat())
+    });
+    env.add_filter("__join", filters::join);
+    env.add_filter("replace", |state: &mut State, value: Value, args: Rest<Value>| -> Result<Value, Error> {
+        charge_replace(state, &value, &args)?;
+        state.apply_filter("__replace", &[&[value], &args[..]].concat())
+    });
+    env.add_filter("__replace", filters::replace);
+}
+
+fn add_tests(env: &mut Environment<'static>) {
+    env.add_test("defined", tests::is_defined);
+    env.add_test("undefined", tests::is_undefined);
+    env.add_test("none", tests::is_none);
+    env.add_test("boolean", tests::is_boolean);
+    env.add_test("odd", tests::is_odd);
+    env.add_test("even", tests::is_even);
+    env.add_test("divisibleby", tests::is_divisibleby);
+    env.add_test("number", tests::is_number);
+    env.add_test("integer", tests::is_integer);
+    env.add_test("float", tests::is_float);
+    env.add_test("string", tests::is_string);
+    env.add_test("sequence", tests::is_sequence);
+    // As in Jinja: none is not.
+    env.add_test("iterable", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map | ValueKind::String)
+    });
+    env.add_test("mapping", tests::is_mapping);
+    env.add_test("startingwith", tests::is_startingwith);
+    env.add_test("endingwith", tests::is_endingwith);
+    env.add_test("eq", tests::is_eq);
+    env.add_test("equalto", tests::is_eq);
+    env.add_test("==", tests::is_eq);
+    env.add_test("ne", tests::is_ne);
+    env.add_test("!=", tests::is_ne);
+    env.add_test("lt", tests::is_lt);
+    env.add_test("le", tests::is_le);
+    env.add_test("gt", tests::is_gt);
+    env.add_test("ge", tests::is_ge);
+    env.add_test("in", tests::is_in);
+    env.add_test("true", tests::is_true);
+    env.add_test("false", tests::is_false);
+}
+
+/// Bytes that a rendering may still use.
+pub(crate) struct Budget(u64);
+
+impl Budget {
+    fn take(&mut self, len: u64) -> Result<(), Error> {
+        match self.0.checked_sub(len) {
+            Some(left) => self.0 = left,
+            None => return Err(Error::new(ErrorKind::InvalidOperation, "out of memory").with_source(OutOfMemory)),
+        }
+        Ok(())
+    }
+
+    /// Walks `value`, stopping as soon as the budget is used up.
+    fn take_value(&mut self, value: &Value, depth: u32) -> Result<(), Error> {
+        if depth > DEPTH_MAX {
+            return Err(Error::new(ErrorKind::InvalidOperation, "values nest too deep"));
+        }
+        self.take(VALUE_LEN + value.as_str().map_or(0, |text| text.len() as u64))?;
+        match value.kind() {
+            ValueKind::Seq | ValueKind::Iterable => {
+                for item in value.try_iter()? {
+                    self.take_value(&item, depth + 1)?;
+                }
+            }
+            ValueKind::Map => {
+                for key in value.try_iter()? {
+                    self.take_value(&value.get_item(&key)?, depth + 1)?;
+                    self.take_value(&key, depth + 1)?;
+                }
+            }
+            _ => (),
+        }
+        Ok(())
+    }
+}
+
+fn budget<'a>(state: &'a mut State) -> &'a mut Budget {
+    let memory = state.lookup(MEMORY_NAME).and_then(|v| u64::try_from(v).ok()).unwrap_or_default();
+    state.get_or_insert_extension_with(|| Budget(memory))
+}
+
+fn charge(state: &mut State, value: &Value) -> Result<(), Error> {
+    budget(state).take_value(value, 0)
+}
+
+/// The result of replacing: every place may become the new text.
+fn charge_replace(state: &mut State, text: &Value, args: &[Value]) -> Result<(), Error> {
+    let (Some(text), [Some(old), Some(new)]) = (text.as_str(), [0, 1].map(|i| args.get(i).and_then(Value::as_str)))
+    else {
+        return Ok(());
+    };
+    let places = text.matches(old).count() as u64;
+    budget(state).take(places.saturating_mul(new.len() as u64))
+}
+
+/// The result of joining: a separator between any two.
+fn charge_join(state: &mut State, items: Option<&Value>, separator: Option<&Value>) -> Result<(), Error> {
+    let separator = separator.and_then(Value::as_str).map_or(0, |s| s.len() as u64);
+    let count = items.and_then(Value::len).unwrap_or_default() as u64;
+    budget(state).take(count.saturating_mul(separator))
+}
+
+/// The result of `format` with plain `{}` and `{0}`: every place may become all arguments.
+fn charge_format(state: &mut State, text: &Value, args: &[Value]) -> Result<(), Error> {
+    let text = text.as_str().unwrap_or_default();
+    // A specification may pad to any width.
+    if text.contains([':', '!']) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "format specifications are not allowed"));
+    }
+    for _ in text.matches('{') {
+        args.iter().try_for_each(|arg| charge(state, arg))?;
+    }
+    Ok(())
+}
