@@ -25,7 +25,7 @@ use crate::sequence::{Pending, TokenSink};
 /// How an engine runs. None of it affects the bits of an output.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineOptions {
-    /// Threads that compute, the engine's own included; at least 1.
+    /// Threads that compute, the engine's own included; 0 is [`threads_for`] the model.
     pub threads: usize,
     /// Instruction set; `None` is the best this CPU has.
     pub isa: Option<Isa>,
@@ -42,7 +42,7 @@ pub struct EngineOptions {
 impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
-            threads: thread::available_parallelism().map_or(1, usize::from),
+            threads: 0,
             isa: None,
             sequences_max: 16,
             prefill_chunk: 256,
@@ -182,7 +182,7 @@ impl Engine {
             Some(isa) => Kernels::with_isa(isa).ok_or(StartError::Isa { isa })?,
         };
         let options = EngineOptions {
-            threads: options.threads.max(1),
+            threads: if options.threads == 0 { threads_for(&model) } else { options.threads },
             sequences_max: options.sequences_max.max(1),
             prefill_chunk: options.prefill_chunk.max(1),
             ..options
@@ -203,6 +203,11 @@ impl Engine {
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// Threads in use, the engine's own included.
+    pub fn threads(&self) -> usize {
+        self.options.threads
     }
 
     /// What the engine accepts.
@@ -321,6 +326,15 @@ impl std::fmt::Debug for Inbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inbox").field("waiting", &self.waiting.len()).field("stop", &self.stop).finish()
     }
+}
+
+/// Threads that pay off for a model: a core's share of the weights, read once for every token, should take longer
+/// than waiting for the other cores some five times per layer. A small model is fastest on one core, and leaves the
+/// others to its neighbours.
+pub fn threads_for(model: &Model) -> usize {
+    const SHARE: usize = 8 << 20;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    (model.weight_bytes() / SHARE).clamp(1, cores)
 }
 
 /// What a job must satisfy to run on `model`.

@@ -8,7 +8,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use assay_gguf::{GgmlType, Gguf, GgufError, RopeError, TensorInfo, Tokenizer, TokenizerError, rope_table};
+use assay_gguf::{
+    ChatTemplate, GgmlType, Gguf, GgufError, RopeError, TemplateError, TensorInfo, Tokenizer, TokenizerError,
+    rope_table,
+};
 use assay_num::{Matrix, MatrixError, RopeTable, f16};
 
 use crate::config::{ConfigError, LlamaConfig};
@@ -36,6 +39,7 @@ pub struct Model {
     config: LlamaConfig,
     context: usize,
     tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
     name: String,
     weights: Weights,
 }
@@ -91,6 +95,9 @@ pub enum LoadError {
     /// Tokenizer metadata.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// Chat template metadata.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// A required tensor is not in the file.
     #[error("tensor {name} is missing")]
     MissingTensor {
@@ -167,6 +174,7 @@ impl Model {
         if tokenizer.vocab_size() as usize != config.vocab {
             return Err(LoadError::VocabMismatch { tokenizer: tokenizer.vocab_size(), rows: config.vocab });
         }
+        let template = ChatTemplate::from_gguf(gguf)?;
         let context = config.context.min(options.context_max.max(1));
         let mut loader = Loader::new(gguf, bytes, progress);
         let weights = loader.weights(&config, context)?;
@@ -175,6 +183,7 @@ impl Model {
             config,
             context,
             tokenizer: Arc::new(tokenizer),
+            template,
             name: gguf.name().unwrap_or_default().to_owned(),
             weights,
         }))
@@ -193,6 +202,11 @@ impl Model {
     /// The tokenizer in the file.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
+    }
+
+    /// The chat template in the file, if it has one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
     }
 
     /// `general.name` of the file, possibly empty.
