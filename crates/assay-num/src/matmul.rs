@@ -9,13 +9,17 @@ use std::ops::Range;
 
 use crate::acts::{ActBlock, Acts};
 use crate::f16;
+use crate::float_env;
 use crate::isa::{Kernels, dispatch};
-use crate::matrix::{Data, GROUP, Matrix, Q8Weights};
+use crate::matrix::{Data, FLOAT_ROWS, FloatWeights, GROUP, Matrix, Q8Weights};
 use crate::scalar;
 use crate::team::Team;
 
 /// Weights of one batch: half of a small L2 cache.
 const BATCH_BYTES: usize = 256 * 1024;
+
+/// Below this product of weights and tokens one thread is done before a second one has started.
+const ALONE_BYTES: usize = 64 * 1024;
 
 /// Batches per thread at least, so that a thread that was held up does not keep the others waiting for long.
 const BATCHES_PER_THREAD: usize = 8;
@@ -27,31 +31,50 @@ impl Kernels {
     /// # Panics
     /// If the shapes or the kind of activations do not match the matrix.
     pub fn matmul(self, team: &Team, matrix: &Matrix, acts: &Acts, out: &mut [f32]) {
-        assert_eq!(acts.k, matrix.k(), "activations do not fit the matrix");
-        assert_eq!(acts.kind, matrix.act_kind(), "activations were prepared for another format");
-        assert_eq!(out.len(), acts.m * matrix.rows(), "output is not [m, rows]");
+        self.matmul_many(team, acts, &mut [(matrix, out)]);
+    }
+
+    /// [`Kernels::matmul`] of several matrices with the same activations in one go of the team (q, k, v; gate, up).
+    ///
+    /// # Panics
+    /// As [`Kernels::matmul`], for any of them.
+    pub fn matmul_many(self, team: &Team, acts: &Acts, products: &mut [(&Matrix, &mut [f32])]) {
         if acts.m == 0 {
             return;
         }
-        let n_groups = matrix.rows().div_ceil(GROUP);
-        let batch = batch_groups(n_groups, matrix.bytes().div_ceil(n_groups), team.threads());
-        let out = Output { start: out.as_mut_ptr(), m: acts.m, rows: matrix.rows(), slice: PhantomData };
-        team.run(n_groups.div_ceil(batch), |i| {
-            let groups = i * batch..((i + 1) * batch).min(n_groups);
+        let mut n_batches = 0;
+        let plans: Vec<Plan<'_>> = products
+            .iter_mut()
+            .map(|(matrix, out)| {
+                let plan = Plan::new(matrix, acts, out, n_batches, team.threads());
+                n_batches += plan.n_groups.div_ceil(plan.batch);
+                plan
+            })
+            .collect();
+        let run = |i: usize| {
+            let plan = &plans[plans.partition_point(|plan| plan.first_batch <= i) - 1];
+            let start = (i - plan.first_batch) * plan.batch;
+            let groups = start..(start + plan.batch).min(plan.n_groups);
             #[expect(unsafe_code, reason = "disjoint columns of one output")]
-            // SAFETY: the batches are disjoint and each index runs once.
-            let mut columns = unsafe { out.columns(groups.start * GROUP..groups.end * GROUP) };
-            self.matmul_groups(matrix, groups, acts, &mut columns);
-        });
+            // SAFETY: the batches of a plan are disjoint, the outputs of two plans are, and each index runs once.
+            let mut columns = unsafe { plan.out.columns(groups.start * GROUP..groups.end * GROUP) };
+            self.matmul_groups(plan.matrix, groups, acts, &mut columns);
+        };
+        let weight_bytes: usize = plans.iter().map(|plan| plan.matrix.bytes()).sum();
+        if weight_bytes.saturating_mul(acts.m) < ALONE_BYTES {
+            float_env::assert_default();
+            (0..n_batches).for_each(run);
+        } else {
+            team.run(n_batches, run);
+        }
     }
 
     fn matmul_groups(self, matrix: &Matrix, groups: Range<usize>, acts: &Acts, out: &mut Columns<'_>) {
-        let k = matrix.k();
-        let row = groups.start * GROUP;
-        let range = row * k..(groups.end * GROUP).min(matrix.rows()) * k;
+        // Groups of Q8_0 have twice the rows of groups of floats.
+        let floats = groups.start * 2..groups.end * 2;
         match &matrix.data {
-            Data::F32(w) => self.dot_rows_f32(&w[range], row, &acts.floats, k, out),
-            Data::F16(w) => self.dot_rows_f16(&w[range], row, &acts.floats, k, out),
+            Data::F32(w) => self.dot_groups_f32(w, floats.start..floats.end.min(w.n_groups()), &acts.floats, out),
+            Data::F16(w) => self.dot_groups_f16(w, floats.start..floats.end.min(w.n_groups()), &acts.floats, out),
             Data::Q8(w) => self.q8_groups(w, groups, &acts.blocks, out),
         }
     }
@@ -60,26 +83,58 @@ impl Kernels {
         dispatch!(self, q8_groups(w, groups, x, out), q8_groups(w, groups, x, out));
     }
 
-    fn dot_rows_f16(self, w: &[u16], row: usize, x: &[f32], k: usize, out: &mut Columns<'_>) {
-        dispatch!(self, dot_rows_f16(w, row, x, k, out), dot_rows(w, row, x, k, scalar::dot_f16, out));
+    fn dot_groups_f16(self, w: &FloatWeights<u16>, groups: Range<usize>, x: &[f32], out: &mut Columns<'_>) {
+        dispatch!(self, dot_groups_f16(w, groups, x, out), dot_groups(w, groups, x, scalar::dot_f16, out));
     }
 
-    fn dot_rows_f32(self, w: &[f32], row: usize, x: &[f32], k: usize, out: &mut Columns<'_>) {
-        dispatch!(self, dot_rows_f32(w, row, x, k, out), dot_rows(w, row, x, k, scalar::dot, out));
+    fn dot_groups_f32(self, w: &FloatWeights<f32>, groups: Range<usize>, x: &[f32], out: &mut Columns<'_>) {
+        dispatch!(self, dot_groups_f32(w, groups, x, out), dot_groups(w, groups, x, scalar::dot, out));
     }
 }
 
-/// Groups per batch: even (kernels take two at a time), within [`BATCH_BYTES`] and enough batches for all threads.
+/// How one product is cut.
+struct Plan<'a> {
+    matrix: &'a Matrix,
+    out: Output<'a>,
+    first_batch: usize,
+    n_groups: usize,
+    /// Groups per batch.
+    batch: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new(matrix: &'a Matrix, acts: &Acts, out: &'a mut [f32], first_batch: usize, threads: usize) -> Self {
+        assert_eq!(acts.k, matrix.k(), "activations do not fit the matrix");
+        assert_eq!(acts.kind, matrix.act_kind(), "activations were prepared for another format");
+        assert_eq!(out.len(), acts.m * matrix.rows(), "output is not [m, rows]");
+        let n_groups = matrix.rows().div_ceil(GROUP);
+        let batch = batch_groups(n_groups, matrix.bytes().div_ceil(n_groups), threads);
+        let out = Output { start: out.as_mut_ptr(), m: acts.m, rows: matrix.rows(), slice: PhantomData };
+        Plan { matrix, out, first_batch, n_groups, batch }
+    }
+}
+
+/// Row groups that a kernel takes at once.
+pub(crate) const GROUPS: usize = 4;
+
+/// Groups per batch: a multiple of [`GROUPS`], about [`BATCH_BYTES`] and enough batches for all threads.
 fn batch_groups(n_groups: usize, group_bytes: usize, threads: usize) -> usize {
     let by_cache = BATCH_BYTES / group_bytes.max(1);
     let by_threads = if threads == 1 { n_groups } else { n_groups / (threads * BATCHES_PER_THREAD) };
-    by_cache.min(by_threads).next_multiple_of(2).max(2)
+    by_cache.min(by_threads).next_multiple_of(GROUPS).max(GROUPS)
 }
 
-fn dot_rows<W>(w: &[W], row: usize, x: &[f32], k: usize, dot: impl Fn(&[W], &[f32]) -> f32, out: &mut Columns<'_>) {
-    for (t, x) in x.chunks_exact(k).enumerate() {
-        for (r, w) in w.chunks_exact(k).enumerate() {
-            out.write(t, row + r, &[dot(w, x)]);
+fn dot_groups<W: Copy + Default>(
+    w: &FloatWeights<W>,
+    groups: Range<usize>,
+    x: &[f32],
+    dot: impl Fn(&[W], &[f32]) -> f32,
+    out: &mut Columns<'_>,
+) {
+    for row in groups.start * FLOAT_ROWS..groups.end * FLOAT_ROWS {
+        let values: Vec<W> = w.row(row).collect();
+        for (t, x) in x.chunks_exact(w.k).enumerate() {
+            out.write(t, row, &[dot(&values, x)]);
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Owns the conversion from GGUF bytes. Q8_0 rows are interleaved 16 at a time, so that a vector lane is an
 //! output row: no horizontal sums, and the order of operations is the same for one token and for many.
 //!
+//! Float rows alternate 8 at a time in pieces of 16 columns; there a lane is a column modulo 16.
+//!
 //! ```text
 //! group g = rows 16g..16g+15; block b = columns 32b..32b+31; byte of row 16g+i, column 32b+4j+e:
 //! q[g * n_blocks + b][j][4 * i + e] = value ^ 0x80     (value + 128 as u8, the operand `vpdpbusd` wants)
@@ -12,7 +14,7 @@ use std::fmt;
 
 use crate::acts::ActKind;
 use crate::f16;
-use crate::scalar::Q8_BLOCK;
+use crate::scalar::{LANES, Q8_BLOCK};
 
 /// Rows per interleaved group.
 pub(crate) const GROUP: usize = 16;
@@ -41,9 +43,61 @@ pub struct Matrix {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Data {
-    F32(Vec<f32>),
-    F16(Vec<u16>),
+    F32(FloatWeights<f32>),
+    F16(FloatWeights<u16>),
     Q8(Q8Weights),
+}
+
+/// Rows of float weights whose columns alternate in memory, so that a kernel working on them reads one stream.
+pub(crate) const FLOAT_ROWS: usize = 8;
+
+/// 8 rows x 16 columns of float weights.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Slab<T>(pub [[T; LANES]; FLOAT_ROWS]);
+
+/// Float weights; rows and columns beyond the last are zero.
+#[derive(Debug, Clone)]
+pub(crate) struct FloatWeights<T> {
+    /// Columns.
+    pub k: usize,
+    /// `[groups of 8 rows, ceil(k / 16)]`
+    slabs: Vec<Slab<T>>,
+}
+
+impl<T: Copy + Default> FloatWeights<T> {
+    /// From `[rows, k]` values of N bytes each.
+    fn new<const N: usize>(rows: usize, k: usize, bytes: &[[u8; N]], read: impl Fn([u8; N]) -> T) -> Self {
+        let n_slabs = k.div_ceil(LANES);
+        let mut slabs = vec![Slab([[T::default(); LANES]; FLOAT_ROWS]); rows.div_ceil(FLOAT_ROWS) * n_slabs];
+        for (row, bytes) in bytes.chunks_exact(k).enumerate() {
+            let group = &mut slabs[row / FLOAT_ROWS * n_slabs..][..n_slabs];
+            for (slab, bytes) in group.iter_mut().zip(bytes.chunks(LANES)) {
+                for (value, bytes) in slab.0[row % FLOAT_ROWS].iter_mut().zip(bytes) {
+                    *value = read(*bytes);
+                }
+            }
+        }
+        FloatWeights { k, slabs }
+    }
+
+    /// The slabs of rows `8g..8g + 8`: `ceil(k / 16)`.
+    #[inline]
+    pub fn group(&self, g: usize) -> &[Slab<T>] {
+        let n_slabs = self.k.div_ceil(LANES);
+        &self.slabs[g * n_slabs..(g + 1) * n_slabs]
+    }
+
+    /// Groups of 8 rows.
+    #[inline]
+    pub fn n_groups(&self) -> usize {
+        self.slabs.len() / self.k.div_ceil(LANES)
+    }
+
+    /// The values of one row.
+    pub fn row(&self, row: usize) -> impl Iterator<Item = T> {
+        self.group(row / FLOAT_ROWS).iter().flat_map(move |slab| slab.0[row % FLOAT_ROWS]).take(self.k)
+    }
 }
 
 /// Interleaved `Q8_0` weights; rows beyond the last are zero.
@@ -126,14 +180,14 @@ impl Matrix {
     pub fn from_f32(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
         check_len(rows, k, 4, 1, bytes)?;
         let (values, _) = bytes.as_chunks::<4>();
-        Ok(Matrix { rows, k, data: Data::F32(values.iter().map(|&b| f32::from_le_bytes(b)).collect()) })
+        Ok(Matrix { rows, k, data: Data::F32(FloatWeights::new(rows, k, values, f32::from_le_bytes)) })
     }
 
     /// From little-endian f16, row-major.
     pub fn from_f16(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
         check_len(rows, k, 2, 1, bytes)?;
         let (values, _) = bytes.as_chunks::<2>();
-        Ok(Matrix { rows, k, data: Data::F16(values.iter().map(|&b| u16::from_le_bytes(b)).collect()) })
+        Ok(Matrix { rows, k, data: Data::F16(FloatWeights::new(rows, k, values, u16::from_le_bytes)) })
     }
 
     /// From GGUF `Q8_0` blocks, row-major; `k` must be a multiple of 32.
@@ -160,8 +214,8 @@ impl Matrix {
     /// Bytes in memory, all of which one matrix-vector product reads.
     pub fn bytes(&self) -> usize {
         match &self.data {
-            Data::F32(w) => size_of_val(&w[..]),
-            Data::F16(w) => size_of_val(&w[..]),
+            Data::F32(w) => size_of_val(&w.slabs[..]),
+            Data::F16(w) => size_of_val(&w.slabs[..]),
             Data::Q8(w) => size_of_val(&w.q[..]) + size_of_val(&w.d[..]),
         }
     }
@@ -190,10 +244,9 @@ impl Matrix {
     pub fn row_f32(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.k);
-        let range = row * self.k..(row + 1) * self.k;
         match &self.data {
-            Data::F32(w) => out.copy_from_slice(&w[range]),
-            Data::F16(w) => out.iter_mut().zip(&w[range]).for_each(|(out, &w)| *out = f16::to_f32(w)),
+            Data::F32(w) => out.iter_mut().zip(w.row(row)).for_each(|(out, w)| *out = w),
+            Data::F16(w) => out.iter_mut().zip(w.row(row)).for_each(|(out, w)| *out = f16::to_f32(w)),
             Data::Q8(w) => {
                 let (q, d) = w.group(row / GROUP);
                 let i = row % GROUP;

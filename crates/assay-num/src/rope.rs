@@ -26,7 +26,7 @@ pub struct RopeTable {
 /// Parameters no table can be made from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeTableError {
-    /// `rope_dims` is 0 or odd, or the table would exceed 2^31 angles.
+    /// `rope_dims` is 0 or odd, or the table would exceed 2^26 angles (512 MiB).
     Shape {
         /// Positions asked for.
         n_positions: usize,
@@ -70,7 +70,7 @@ impl RopeTable {
         freq_factors: Option<&[f32]>,
     ) -> Result<RopeTable, RopeTableError> {
         let half = rope_dims / 2;
-        let n_angles = n_positions.checked_mul(half).filter(|&n| n <= 1 << 31);
+        let n_angles = n_positions.checked_mul(half).filter(|&n| n <= 1 << 26);
         let Some(n_angles) = n_angles.filter(|_| half > 0 && rope_dims.is_multiple_of(2)) else {
             return Err(RopeTableError::Shape { n_positions, rope_dims });
         };

@@ -105,6 +105,32 @@ fn large_product_does_not_depend_on_the_split() {
 }
 
 #[test]
+fn products_together_equal_products_apart() {
+    let mut rng = Rng(18);
+    let (k, m) = (256, 5);
+    let matrices =
+        [700, 1, 300].map(|rows| Matrix::from_q8_0(rows, k, &q8_rows(&mut rng, rows, k, false).bytes).unwrap());
+    let x = rng.floats(m * k, 1.0);
+    for kernels in kernels() {
+        for team in [Team::new(1), Team::new(2), Team::new(3)] {
+            let mut acts = Acts::new();
+            kernels.prepare(&team, &x, m, k, ActKind::Q8, &mut acts);
+            let mut apart = [700, 1, 300].map(|rows| vec![0.0; m * rows]);
+            let mut together = [700, 1, 300].map(|rows| vec![f32::NAN; m * rows]);
+            for (matrix, out) in matrices.iter().zip(&mut apart) {
+                kernels.matmul(&team, matrix, &acts, out);
+            }
+            let mut products: Vec<_> = matrices.iter().zip(together.iter_mut().map(|out| &mut out[..])).collect();
+            kernels.matmul_many(&team, &acts, &mut products);
+            for (apart, together) in apart.iter().zip(&together) {
+                assert_bits(apart, together, &format!("{} x{}", kernels.isa(), team.threads()));
+            }
+            kernels.matmul_many(&team, &acts, &mut []);
+        }
+    }
+}
+
+#[test]
 fn a_value_that_is_not_finite_reaches_every_output() {
     let team = Team::new(1);
     let mut rng = Rng(4);

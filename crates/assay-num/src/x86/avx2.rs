@@ -174,4 +174,4 @@ fn lane_sum(x: V) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
-float_kernels!("avx2,fma,f16c", attend: [(2, 2), (1, 4)], dot: [(2, 2), (4, 1)]);
+float_kernels!("avx2,fma,f16c", attend: [(2, 2), (1, 4)], dot: [(4, 2), (8, 1)]);

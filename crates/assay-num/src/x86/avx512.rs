@@ -118,4 +118,4 @@ fn lane_sum(x: V) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
-float_kernels!("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c", attend: [(4, 4), (2, 8), (1, 16)], dot: [(4, 4), (4, 2), (8, 1)]);
+float_kernels!("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c", attend: [(4, 4), (2, 8), (1, 16)], dot: [(8, 3), (8, 2), (8, 1)]);

@@ -13,9 +13,12 @@ pub(super) fn at16<T>(values: &[T], from: usize) -> &[T; 16] {
 
 macro_rules! float_kernels {
     ($features:literal, attend: $tiles:tt, dot: $dots:tt) => {
+        use std::ops::Range;
+
         use crate::attend::{AttendScratch, KV_CHUNK, KvChunk};
         use crate::f16;
         use crate::matmul::Columns;
+        use crate::matrix::{FLOAT_ROWS, FloatWeights};
         use crate::rope::{RopeStyle, RopeTable};
         use crate::scalar::{self, EXP_MAX, EXP_MIN, EXP_POLY, LANES, LN2_HIGH, LN2_LOW, LOG2_E};
         use crate::x86::float::at16;
@@ -109,72 +112,69 @@ macro_rules! float_kernels {
             }
         }
 
-        float_kernels!(@dot $features, dot_tile_f16, dot_rows_f16, u16, load_f16, f16::to_f32, $dots);
-        float_kernels!(@dot $features, dot_tile_f32, dot_rows_f32, f32, load, f32::from, $dots);
+        float_kernels!(@dot $features, dot_tile_f16, dot_groups_f16, u16, load_f16, f16::to_f32, $dots);
+        float_kernels!(@dot $features, dot_tile_f32, dot_groups_f32, f32, load, f32::from, $dots);
         float_kernels!(@attend $features, $tiles);
     };
 
-    (@dot $features:literal, $tile:ident, $rows:ident, $w:ty, $load:ident, $widen:path, [$(($r:literal, $t:literal)),*]) => {
-        /// R rows times T tokens.
+    (@dot $features:literal, $tile:ident, $groups:ident, $w:ty, $load:ident, $widen:path, [$(($r:literal, $t:literal)),*]) => {
+        /// Rows `r..r + R` of group `g` times tokens `t..t + T`.
         #[inline]
         #[target_feature(enable = $features)]
-        fn $tile<const R: usize, const T: usize>(w: &[$w], x: &[f32], k: usize, row: usize, t: usize, out: &mut Columns<'_>) {
+        fn $tile<const R: usize, const T: usize>(
+            w: &FloatWeights<$w>,
+            (g, r): (usize, usize),
+            x: &[f32],
+            t: usize,
+            out: &mut Columns<'_>,
+        ) {
+            let k = w.k;
+            let slabs = w.group(g);
             let n = k / LANES;
-            let (w, w_tail): ([&[[$w; LANES]]; R], [&[$w]; R]) = {
-                let rows: [_; R] = std::array::from_fn(|r| w[r * k..(r + 1) * k].as_chunks::<LANES>());
-                (rows.map(|(w, _)| &w[..n]), rows.map(|(_, tail)| tail))
-            };
-            let (x, x_tail): ([&[[f32; LANES]]; T], [&[f32]; T]) = {
-                let rows: [_; T] = std::array::from_fn(|i| x[(t + i) * k..(t + i + 1) * k].as_chunks::<LANES>());
-                (rows.map(|(x, _)| &x[..n]), rows.map(|(_, tail)| tail))
-            };
+            let (w, x_tails) = (&slabs[..n], k - k % LANES);
+            let x: [&[f32]; T] = std::array::from_fn(|i| &x[(t + i) * k..(t + i + 1) * k]);
+            let full = x.map(|x| &x.as_chunks::<LANES>().0[..n]);
             let mut lanes = [[zero(); T]; R];
-            for i in 0..n {
-                let mut xv = [zero(); T];
+            for (i, slab) in w.iter().enumerate() {
+                let mut acts = [zero(); T];
                 for j in 0..T {
-                    xv[j] = load(&x[j][i]);
+                    acts[j] = load(&full[j][i]);
                 }
-                for r in 0..R {
-                    let wv = $load(&w[r][i]);
+                for (row, lanes) in lanes.iter_mut().enumerate() {
+                    let weights = $load(&slab.0[r + row]);
                     for j in 0..T {
-                        lanes[r][j] = fma(wv, xv[j], lanes[r][j]);
+                        lanes[j] = fma(weights, acts[j], lanes[j]);
                     }
                 }
             }
-            for r in 0..R {
-                for j in 0..T {
-                    let tail = w_tail[r].iter().zip(x_tail[j]).map(|(&w, &x)| ($widen(w), x));
-                    out.write(t + j, row + r, &[finish_dot(lanes[r][j], tail)]);
+            for j in 0..T {
+                let mut outputs = [0.0; R];
+                for (row, output) in outputs.iter_mut().enumerate() {
+                    // Without a tail there is no slab after the full ones; the last serves as an empty one.
+                    let tail = slabs[slabs.len() - 1].0[r + row].iter().zip(&x[j][x_tails..]);
+                    *output = finish_dot(lanes[row][j], tail.map(|(&w, &x)| ($widen(w), x)));
                 }
+                out.write(t + j, g * FLOAT_ROWS + r, &outputs);
             }
         }
 
-        /// Rows `row..row + w.len() / k` (given as `w`) times all tokens of `x: [m, k]`.
+        /// Groups of 8 rows `groups` times all tokens of `x: [m, k]`.
         #[target_feature(enable = $features)]
-        pub(crate) fn $rows(w: &[$w], row: usize, x: &[f32], k: usize, out: &mut Columns<'_>) {
-            let (m, n_rows) = (x.len() / k, w.len() / k);
+        pub(crate) fn $groups(w: &FloatWeights<$w>, groups: Range<usize>, x: &[f32], out: &mut Columns<'_>) {
+            let m = x.len() / w.k;
             let mut t = 0;
             while t < m {
-                let step;
-                'tile: {
-                    $(
-                        if m - t >= $t {
-                            step = $t;
-                            let mut r = 0;
-                            while r + $r <= n_rows {
-                                $tile::<$r, $t>(&w[r * k..], x, k, row + r, t, out);
-                                r += $r;
+                $(
+                    if m - t >= $t {
+                        for g in groups.clone() {
+                            for r in (0..FLOAT_ROWS).step_by($r) {
+                                $tile::<$r, $t>(w, (g, r), x, t, out);
                             }
-                            while r < n_rows {
-                                $tile::<1, $t>(&w[r * k..], x, k, row + r, t, out);
-                                r += 1;
-                            }
-                            break 'tile;
                         }
-                    )*
-                    unreachable!("the last tile is one token wide");
-                }
-                t += step;
+                        t += $t;
+                        continue;
+                    }
+                )*
             }
         }
     };

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::avx512::{load, load_f16, store};
 use crate::acts::ActBlock;
-use crate::matmul::Columns;
+use crate::matmul::{Columns, GROUPS};
 use crate::matrix::{GROUP, Q8Weights};
 use crate::scalar::Q8_BLOCK;
 
@@ -20,28 +20,35 @@ pub(crate) fn q8_groups(w: &Q8Weights, groups: Range<usize>, x: &[ActBlock], out
     let m = x.len() / w.n_blocks;
     let mut t = 0;
     while t < m {
-        macro_rules! tokens {
-            ($t:literal) => {{
-                let mut g = groups.start;
-                while g + 2 <= groups.end {
-                    tile::<2, $t>(w, g, x, t, out);
-                    g += 2;
-                }
-                if g < groups.end {
-                    tile::<1, $t>(w, g, x, t, out);
-                }
-                t += $t;
-            }};
-        }
-        match m - t {
-            1 => tokens!(1),
-            2 => tokens!(2),
-            3 => tokens!(3),
-            4 => tokens!(4),
-            5 => tokens!(5),
-            _ => tokens!(6),
-        }
+        t += match m - t {
+            1 => tokens::<1>(w, groups.clone(), x, t, out),
+            2 => tokens::<2>(w, groups.clone(), x, t, out),
+            3 => tokens::<3>(w, groups.clone(), x, t, out),
+            _ => tokens::<4>(w, groups.clone(), x, t, out),
+        };
     }
+}
+
+/// All groups times tokens `t..t + T`; returns T. Four groups at a time: with four tokens 16 sums of each kind, measured
+/// faster than 2 x 6 for small batches and equal for large ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+fn tokens<const T: usize>(
+    w: &Q8Weights,
+    groups: Range<usize>,
+    x: &[ActBlock],
+    t: usize,
+    out: &mut Columns<'_>,
+) -> usize {
+    let mut g = groups.start;
+    while g + GROUPS <= groups.end {
+        tile::<GROUPS, T>(w, g, x, t, out);
+        g += GROUPS;
+    }
+    for g in g..groups.end {
+        tile::<1, T>(w, g, x, t, out);
+    }
+    T
 }
 
 /// Groups `g..g + G` times tokens `t..t + T`: [`crate::scalar::q8_dot`] in each of the 16 lanes.
