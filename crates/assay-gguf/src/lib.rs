@@ -16,6 +16,7 @@ mod rope;
 mod special;
 mod spm;
 mod template;
+mod template_env;
 mod template_guard;
 mod tokenizer;
 mod value;

@@ -5,7 +5,7 @@
 
 use crate::{
     gguf::{Gguf, GgufError},
-    template_guard as guard,
+    template_env as bounds, template_guard as guard,
 };
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context, syntax::SyntaxConfig};
 use std::io;
@@ -115,7 +115,7 @@ impl ChatTemplate {
         let mut env = Environment::empty();
         env.set_syntax(syntax);
         env.set_undefined_behavior(UndefinedBehavior::Lenient);
-        guard::install(&mut env);
+        bounds::install(&mut env);
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, "refused").with_source(Refusal(message)))
         });
@@ -136,7 +136,7 @@ impl ChatTemplate {
     ) -> Result<String, TemplateError> {
         let mut env = self.env.clone();
         env.set_fuel(Some(limits.fuel.min(limits.memory / self.uncharged_len_max.max(1))));
-        env.add_global(guard::MEMORY_NAME, limits.memory);
+        env.add_global(bounds::MEMORY, limits.memory);
         let mut output = Capped { text: Vec::new(), len_max: limits.output_len, full: false };
         let turns = messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() });
         let values = context! {
@@ -170,7 +170,7 @@ fn failed(error: &Error) -> TemplateError {
         if let Some(Refusal(message)) = cause.downcast_ref() {
             return TemplateError::Refused { message: message.clone() };
         }
-        if cause.downcast_ref::<guard::OutOfMemory>().is_some() {
+        if cause.downcast_ref::<bounds::OutOfMemory>().is_some() {
             return TemplateError::Limit { what: "the limit on memory" };
         }
         if cause.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::OutOfFuel) {

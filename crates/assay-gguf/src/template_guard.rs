@@ -1,40 +1,25 @@
-//! Bounds the memory of a chat template. Fuel alone does not: a variable that is appended to itself doubles with every
-//! instruction.
+//! Rewrites a chat template so that its memory is bounded. Fuel alone does not do that: a variable that is appended to
+//! itself doubles with every instruction.
 //!
-//! The template's source is rewritten before it is compiled: every operand from which an operation makes something
-//! larger, and every value that goes into another, is wrapped in a call that charges its size to a budget and refuses
-//! deep nesting. What is left are operations whose result is no larger than a few times their charged operands. The
-//! rewritten source is parsed again, and refused if a place is not wrapped: correctness does not rest on the rewriting.
+//! Every operand from which an operation makes something larger, and every value that goes into another, is wrapped in a
+//! call that charges its size to a budget and refuses deep nesting ([`crate::template_env`]). What is left are operations
+//! whose result is no larger than a few times their charged operands. The rewritten source is parsed again, and refused
+//! if a place is not wrapped: that the bound holds does not rest on the rewriting.
 
+use crate::template_env::{CHARGE, NUMBER, RESERVED};
 use minijinja::{
-    Environment, Error, ErrorKind, Output, State, Value, filters, functions,
     machinery::{
         Token,
         ast::{BinOpKind, Call, CallArg, CompareOpKind, Expr, Macro, Stmt},
         parse, tokenize,
     },
     syntax::SyntaxConfig,
-    tests,
-    value::{Rest, ValueKind},
 };
-use minijinja_contrib::pycompat::unknown_method_callback;
 
-/// Name of the charging function. A template that contains one of these names is refused.
-const CHARGE: &str = "__charge";
-/// Name of the function that lets only numbers pass.
-const NUMBER: &str = "__number";
-/// Global that holds the budget of a rendering.
-pub(crate) const MEMORY_NAME: &str = "__memory";
-/// Deepest nesting of a value.
-const DEPTH_MAX: u32 = 32;
-/// Bytes that a value takes besides its text.
-const VALUE_LEN: u64 = 32;
 /// Tokens of one `{{ }}` or `{% %}`: bounds the depth of expressions, which the compiler walks recursively.
 const BLOCK_TOKENS_MAX: usize = 1_000;
 /// `elif` and `else` of a template: each nests the rest of its condition.
 const BRANCHES_MAX: usize = 500;
-/// Macro calls and recursive loops inside each other.
-const RECURSION_MAX: usize = 32;
 
 /// A template that can be compiled.
 pub(crate) struct Guarded {
@@ -43,14 +28,9 @@ pub(crate) struct Guarded {
     pub captured_raw_len_max: u64,
 }
 
-/// The budget of a rendering is used up.
-#[derive(Debug, thiserror::Error)]
-#[error("the limit on memory is exceeded")]
-pub(crate) struct OutOfMemory;
-
 /// Checks and rewrites `source`.
 pub(crate) fn rewrite(source: &str, syntax: &SyntaxConfig) -> Result<Guarded, String> {
-    if let Some(name) = [CHARGE, NUMBER, MEMORY_NAME].iter().find(|name| source.contains(*name)) {
+    if let Some(name) = RESERVED.iter().find(|name| source.contains(*name)) {
         return Err(format!("the name {name} is reserved"));
     }
     let tokens = Tokens::new(source, syntax)?;
@@ -352,192 +332,4 @@ impl Walk<'_> {
 enum Insertion {
     Open(&'static str),
     Close,
-}
-
-/// Adds the filters, tests and functions of chat templates; none makes more than a few times its charged operands.
-pub(crate) fn install(env: &mut Environment<'static>) {
-    env.set_recursion_limit(RECURSION_MAX);
-    env.add_function(CHARGE, |state: &mut State, value: Value| -> Result<Value, Error> {
-        charge(state, &value)?;
-        Ok(value)
-    });
-    env.add_function(NUMBER, |value: Value| match value.is_number() {
-        true => Ok(value),
-        false => Err(Error::new(ErrorKind::InvalidOperation, "only numbers can be multiplied")),
-    });
-    env.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
-        charge(state, value)?;
-        if !value.is_undefined() {
-            write!(out, "{value}").map_err(|_| Error::from(ErrorKind::WriteFailure))?;
-        }
-        Ok(())
-    });
-    env.set_unknown_method_callback(|state, value, method, args| {
-        charge(state, value)?;
-        args.iter().try_for_each(|arg| charge(state, arg))?;
-        match method {
-            "replace" => charge_replace(state, value, args)?,
-            "join" => charge_join(state, args.first(), Some(value))?,
-            "format" => charge_format(state, value, args)?,
-            _ => (),
-        }
-        unknown_method_callback(state, value, method, args)
-    });
-    add_filters(env);
-    add_tests(env);
-    env.add_function("range", functions::range);
-    env.add_function("namespace", functions::namespace);
-    env.add_function("dict", functions::dict);
-}
-
-fn add_filters(env: &mut Environment<'static>) {
-    env.add_filter("lower", filters::lower);
-    env.add_filter("upper", filters::upper);
-    env.add_filter("title", filters::title);
-    env.add_filter("capitalize", filters::capitalize);
-    env.add_filter("length", filters::length);
-    env.add_filter("count", filters::length);
-    env.add_filter("dictsort", filters::dictsort);
-    env.add_filter("items", filters::items);
-    env.add_filter("reverse", filters::reverse);
-    env.add_filter("trim", filters::trim);
-    env.add_filter("split", filters::split);
-    env.add_filter("default", filters::default);
-    env.add_filter("d", filters::default);
-    env.add_filter("round", filters::round);
-    env.add_filter("abs", filters::abs);
-    env.add_filter("int", filters::int);
-    env.add_filter("float", filters::float);
-    env.add_filter("first", filters::first);
-    env.add_filter("last", filters::last);
-    env.add_filter("min", filters::min);
-    env.add_filter("max", filters::max);
-    env.add_filter("list", filters::list);
-    env.add_filter("string", filters::string);
-    env.add_filter("bool", filters::bool);
-    env.add_filter("safe", filters::safe);
-    env.add_filter("select", filters::select);
-    env.add_filter("reject", filters::reject);
-    env.add_filter("selectattr", filters::selectattr);
-    env.add_filter("rejectattr", filters::rejectattr);
-    env.add_filter("unique", filters::unique);
-    env.add_filter("join", |state: &mut State, value: Value, args: Rest<Value>| -> Result<Value, Error> {
-        charge_join(state, Some(&value), args.first())?;
-        state.apply_filter("__join", &[&[value], &args[..]].concat())
-    });
-    env.add_filter("__join", filters::join);
-    env.add_filter("replace", |state: &mut State, value: Value, args: Rest<Value>| -> Result<Value, Error> {
-        charge_replace(state, &value, &args)?;
-        state.apply_filter("__replace", &[&[value], &args[..]].concat())
-    });
-    env.add_filter("__replace", filters::replace);
-}
-
-fn add_tests(env: &mut Environment<'static>) {
-    env.add_test("defined", tests::is_defined);
-    env.add_test("undefined", tests::is_undefined);
-    env.add_test("none", tests::is_none);
-    env.add_test("boolean", tests::is_boolean);
-    env.add_test("odd", tests::is_odd);
-    env.add_test("even", tests::is_even);
-    env.add_test("divisibleby", tests::is_divisibleby);
-    env.add_test("number", tests::is_number);
-    env.add_test("integer", tests::is_integer);
-    env.add_test("float", tests::is_float);
-    env.add_test("string", tests::is_string);
-    env.add_test("sequence", tests::is_sequence);
-    // As in Jinja: none is not.
-    env.add_test("iterable", |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map | ValueKind::String)
-    });
-    env.add_test("mapping", tests::is_mapping);
-    env.add_test("startingwith", tests::is_startingwith);
-    env.add_test("endingwith", tests::is_endingwith);
-    env.add_test("eq", tests::is_eq);
-    env.add_test("equalto", tests::is_eq);
-    env.add_test("==", tests::is_eq);
-    env.add_test("ne", tests::is_ne);
-    env.add_test("!=", tests::is_ne);
-    env.add_test("lt", tests::is_lt);
-    env.add_test("le", tests::is_le);
-    env.add_test("gt", tests::is_gt);
-    env.add_test("ge", tests::is_ge);
-    env.add_test("in", tests::is_in);
-    env.add_test("true", tests::is_true);
-    env.add_test("false", tests::is_false);
-}
-
-/// Bytes that a rendering may still use.
-pub(crate) struct Budget(u64);
-
-impl Budget {
-    fn take(&mut self, len: u64) -> Result<(), Error> {
-        match self.0.checked_sub(len) {
-            Some(left) => self.0 = left,
-            None => return Err(Error::new(ErrorKind::InvalidOperation, "out of memory").with_source(OutOfMemory)),
-        }
-        Ok(())
-    }
-
-    /// Walks `value`, stopping as soon as the budget is used up.
-    fn take_value(&mut self, value: &Value, depth: u32) -> Result<(), Error> {
-        if depth > DEPTH_MAX {
-            return Err(Error::new(ErrorKind::InvalidOperation, "values nest too deep"));
-        }
-        self.take(VALUE_LEN + value.as_str().map_or(0, |text| text.len() as u64))?;
-        match value.kind() {
-            ValueKind::Seq | ValueKind::Iterable => {
-                for item in value.try_iter()? {
-                    self.take_value(&item, depth + 1)?;
-                }
-            }
-            ValueKind::Map => {
-                for key in value.try_iter()? {
-                    self.take_value(&value.get_item(&key)?, depth + 1)?;
-                    self.take_value(&key, depth + 1)?;
-                }
-            }
-            _ => (),
-        }
-        Ok(())
-    }
-}
-
-fn budget<'a>(state: &'a mut State) -> &'a mut Budget {
-    let memory = state.lookup(MEMORY_NAME).and_then(|v| u64::try_from(v).ok()).unwrap_or_default();
-    state.get_or_insert_extension_with(|| Budget(memory))
-}
-
-fn charge(state: &mut State, value: &Value) -> Result<(), Error> {
-    budget(state).take_value(value, 0)
-}
-
-/// The result of replacing: every place may become the new text.
-fn charge_replace(state: &mut State, text: &Value, args: &[Value]) -> Result<(), Error> {
-    let (Some(text), [Some(old), Some(new)]) = (text.as_str(), [0, 1].map(|i| args.get(i).and_then(Value::as_str)))
-    else {
-        return Ok(());
-    };
-    let places = text.matches(old).count() as u64;
-    budget(state).take(places.saturating_mul(new.len() as u64))
-}
-
-/// The result of joining: a separator between any two.
-fn charge_join(state: &mut State, items: Option<&Value>, separator: Option<&Value>) -> Result<(), Error> {
-    let separator = separator.and_then(Value::as_str).map_or(0, |s| s.len() as u64);
-    let count = items.and_then(Value::len).unwrap_or_default() as u64;
-    budget(state).take(count.saturating_mul(separator))
-}
-
-/// The result of `format` with plain `{}` and `{0}`: every place may become all arguments.
-fn charge_format(state: &mut State, text: &Value, args: &[Value]) -> Result<(), Error> {
-    let text = text.as_str().unwrap_or_default();
-    // A specification may pad to any width.
-    if text.contains([':', '!']) {
-        return Err(Error::new(ErrorKind::InvalidOperation, "format specifications are not allowed"));
-    }
-    for _ in text.matches('{') {
-        args.iter().try_for_each(|arg| charge(state, arg))?;
-    }
-    Ok(())
 }

@@ -92,6 +92,7 @@ fn what_a_template_has_no_business_with_is_refused() {
     check("{% import 'x' as y %}", "not allowed");
     check("{{ __charge(1) }}", "reserved");
     check("{% set __number = 1 %}", "reserved");
+    check("{{ 'a' | __replace('a', 'b') }}", "reserved");
     check("{{ 'a' * 3 }}", "only numbers");
     check("{{ [1] * 3 }}", "only numbers");
     check("{{ range(*[1]) }}", "not allowed");
