@@ -42,18 +42,16 @@ pub(crate) fn store(
     config: &LlamaConfig,
     layer: usize,
     qkv: &[f32],
-    rows: &mut [Row],
+    rows: &[Row],
     slices: &mut [Slice<'_>],
 ) {
     let (q, kv, head_dim) = (config.q_width(), config.kv_width(), config.head_dim);
     let (width, kernels) = (q + 2 * kv, compute.kernels);
-    for (row, qkv) in rows.iter_mut().zip(qkv.chunks_exact(width)) {
-        row.finite &= qkv[q..].iter().fold(true, |fits, x| fits & (x.abs() < F16_LIMIT));
-    }
     let mut first = 0;
     for slice in slices {
         let (start, n) = (slice.kv.len(), slice.tokens.len());
         let qkv = &qkv[first * width..][..n * width];
+        let rows = &rows[first..][..n];
         first += n;
         for block in start / KV_CHUNK..(start + n).div_ceil(KV_CHUNK) {
             let positions = start.max(block * KV_CHUNK)..(start + n).min((block + 1) * KV_CHUNK);
@@ -64,6 +62,8 @@ pub(crate) fn store(
                     let (k, v) = qkv[(position - start) * width + q..][..2 * kv].split_at(kv);
                     let (k, v) = (&k[head * head_dim..][..head_dim], &v[head * head_dim..][..head_dim]);
                     kernels.store_kv(chunk_k, chunk_v, position % KV_CHUNK, k, v);
+                    rows[position - start]
+                        .check_that(k.iter().chain(v).fold(true, |fits, x| fits & (x.abs() < F16_LIMIT)));
                 }
             });
         }
@@ -90,7 +90,7 @@ pub(crate) fn attend(
     buffers: &mut AttentionBuffers,
     attended: &mut [f32],
 ) {
-    let (qkv, rows) = inputs;
+    let (_, rows) = inputs;
     let AttentionBuffers { by_task, scratch } = buffers;
     scratch.resize_with(compute.team.threads().max(scratch.len()), TaskScratch::default);
     // With one row per slice the two orders are the same.
@@ -120,7 +120,6 @@ pub(crate) fn attend(
     if !in_order {
         to_row_order(compute, config, rows, slices, by_task, attended);
     }
-    debug_assert_eq!(qkv.len(), rows.len() * (config.q_width() + 2 * config.kv_width()));
 }
 
 fn run_task(
@@ -142,6 +141,9 @@ fn run_task(
         n_keys.resize(n_keys.len() + group_width / config.head_dim, rows[row].position + 1);
     }
     kernels.attend_many(q, n_keys, chunks, scale, attend, task.out);
+    for (row, out) in rows[task.rows.clone()].iter().zip(task.out.chunks_exact(group_width)) {
+        row.check(out);
+    }
 }
 
 /// Cuts `out` (in task order) into tasks.

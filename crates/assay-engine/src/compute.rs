@@ -4,6 +4,7 @@
 
 use assay_num::{Acts, Kernels, Matrix, Team};
 
+use crate::forward::Row;
 use crate::model::Stack;
 
 /// Below this much work (about one multiply-add each) one thread is done before a second one is awake.
@@ -28,12 +29,19 @@ impl Compute {
         }
     }
 
-    /// `out[n, width] = rms_norm` of each row of `x`.
-    pub fn norm(&self, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+    /// `out[n, width] = rms_norm` of each row of `x`; rows that are not finite are marked.
+    pub fn norm(&self, x: &[f32], w: &[f32], eps: f32, rows: &[Row], out: &mut [f32]) {
         let (width, kernels) = (w.len(), self.kernels);
         self.chunks(x.len() * 2, out, width, |row, out| {
             kernels.rms_norm(&x[row * width..][..width], w, eps, out);
+            rows[row].check(out);
         });
+    }
+
+    /// `x += y`, both `[n, width]`.
+    pub fn add(&self, x: &mut [f32], y: &[f32], width: usize) {
+        let kernels = self.kernels;
+        self.chunks(x.len(), x, width, |row, x| kernels.add_assign(x, &y[row * width..][..width]));
     }
 
     /// `out[n, rows] = x[n, k] * matrix^T`

@@ -15,6 +15,8 @@
 //! A row in which a value that enters a matrix product, the KV memory or the sampler is not finite (for KV: not
 //! finite in f16) marks its sequence as failed; the others are not touched.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use assay_num::{Acts, Isa, Kernels, RopeStyle, Team, check_finite};
 
 use crate::attention::{self, AttentionBuffers};
@@ -71,14 +73,28 @@ struct Buffers {
 }
 
 /// Where a row of a step comes from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Row {
     /// Index of its slice.
     pub slice: usize,
     /// Absolute position in its sequence.
     pub position: usize,
-    /// Whether all its values were finite so far.
-    pub finite: bool,
+    /// Whether a value was not finite; set by whichever thread computes the row.
+    failed: AtomicBool,
+}
+
+impl Row {
+    /// Marks the row if one of `values` is not finite.
+    pub fn check(&self, values: &[f32]) {
+        self.check_that(check_finite(values).is_ok());
+    }
+
+    /// Marks the row unless its values are fine.
+    pub fn check_that(&self, fine: bool) {
+        if !fine {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Runner {
@@ -117,7 +133,7 @@ impl Runner {
         self.collect_asked(model, slices);
         let mut finite = vec![true; slices.len()];
         for row in &self.buffers.rows {
-            finite[row.slice] &= row.finite;
+            finite[row.slice] &= !row.failed.load(Ordering::Relaxed);
         }
         for slice in slices {
             slice.kv.advance(slice.tokens.len());
@@ -150,22 +166,22 @@ impl Runner {
         for (slice, Slice { kv, tokens, .. }) in slices.iter().enumerate() {
             assert!(!tokens.is_empty(), "a slice without tokens");
             assert!(kv.len() + tokens.len() <= model.context(), "positions beyond the context");
-            let rows = (0..tokens.len()).map(|i| Row { slice, position: kv.len() + i, finite: true });
+            let rows = (0..tokens.len()).map(|i| Row { slice, position: kv.len() + i, failed: AtomicBool::new(false) });
             buffers.rows.extend(rows);
         }
         buffers.resize(config);
-        let tokens = slices.iter().flat_map(|slice| slice.tokens);
-        for (token, x) in tokens.zip(buffers.x.chunks_exact_mut(config.width)) {
-            model.weights().token_embd.row_f32(*token as usize, x);
-        }
+        let tokens: Vec<u32> = slices.iter().flat_map(|slice| slice.tokens).copied().collect();
+        let Buffers { x, .. } = buffers;
+        self.compute.chunks(x.len(), x, config.width, |row, x| {
+            model.weights().token_embd.row_f32(tokens[row] as usize, x);
+        });
     }
 
     fn attention_block(&mut self, model: &Model, layer: &Layer, index: usize, slices: &mut [Slice<'_>]) {
         let config = model.config();
         let Runner { compute, acts, buffers } = self;
         let Buffers { x, normed, qkv, attended, attention, part, rows, .. } = buffers;
-        compute.norm(x, &layer.attn_norm, config.rms_eps, normed);
-        flag(rows, normed);
+        compute.norm(x, &layer.attn_norm, config.rms_eps, rows, normed);
         compute.stack(acts, &layer.qkv, normed, qkv, part);
 
         let rotated = config.q_width() + config.kv_width();
@@ -177,25 +193,23 @@ impl Runner {
         });
         attention::store(compute, config, index, qkv, rows, slices);
         attention::attend(compute, config, index, (qkv, rows), slices, attention, attended);
-        flag(rows, attended);
         compute.product(acts, &layer.attn_output, attended, normed);
-        compute.kernels.add_assign(x, normed);
+        compute.add(x, normed, config.width);
     }
 
     fn feed_forward_block(&mut self, config: &LlamaConfig, layer: &Layer) {
         let Runner { compute, acts, buffers } = self;
         let Buffers { x, normed, gate_up, inner, part, rows, .. } = buffers;
-        compute.norm(x, &layer.ffn_norm, config.rms_eps, normed);
-        flag(rows, normed);
+        compute.norm(x, &layer.ffn_norm, config.rms_eps, rows, normed);
         compute.stack(acts, &layer.gate_up, normed, gate_up, part);
         let (width, kernels) = (config.feed_forward, compute.kernels);
         compute.chunks(inner.len() * 8, inner, width, |row, inner| {
             let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
             kernels.silu_mul(gate, up, inner);
+            rows[row].check(inner);
         });
-        flag(rows, inner);
         compute.product(acts, &layer.ffn_down, inner, normed);
-        compute.kernels.add_assign(x, normed);
+        compute.add(x, normed, config.width);
     }
 
     /// Final norm of the rows whose logits are wanted.
@@ -205,13 +219,13 @@ impl Runner {
         let Buffers { x, asked, rows, .. } = &mut self.buffers;
         asked.clear();
         let wanted = slices.iter().flat_map(|slice| (0..slice.tokens.len()).map(|i| i >= slice.logits_from));
-        for ((row, x), wanted) in rows.iter_mut().zip(x.chunks_exact(width)).zip(wanted) {
+        for ((row, x), wanted) in rows.iter().zip(x.chunks_exact(width)).zip(wanted) {
             if wanted {
                 let start = asked.len();
                 asked.resize(start + width, 0.0);
                 let norm = &model.weights().output_norm;
                 self.compute.kernels.rms_norm(x, norm, config.rms_eps, &mut asked[start..]);
-                row.finite &= check_finite(&asked[start..]).is_ok();
+                row.check(&asked[start..]);
             }
         }
     }
@@ -226,13 +240,5 @@ impl Buffers {
         self.attended.resize(n * config.q_width(), 0.0);
         self.gate_up.resize(n * 2 * config.feed_forward, 0.0);
         self.inner.resize(n * config.feed_forward, 0.0);
-    }
-}
-
-/// Marks rows of `values: [rows, ..]` that hold a value that is not finite.
-fn flag(rows: &mut [Row], values: &[f32]) {
-    let width = values.len() / rows.len();
-    for (row, values) in rows.iter_mut().zip(values.chunks_exact(width)) {
-        row.finite &= check_finite(values).is_ok();
     }
 }
