@@ -8,6 +8,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use assay_num::sample::{MICRO, SampleParams, SampleScratch, pick};
 use assay_num::{Acts, AttendScratch, Isa, KV_CHUNK, Kernels, KvChunk, Matrix, Team, f16};
 
 const ROWS: usize = 4096;
@@ -20,13 +21,19 @@ fn main() {
     let mut rng = Rng(0x1234_5678_9abc_def1);
     println!("{} threads, matrices of {ROWS} x {K}", team.threads());
     read_bandwidth(&team);
-    let q8: Vec<Matrix> = (0..MATRICES).map(|_| q8_matrix(&mut rng)).collect();
+    barrier(&team);
+    let bytes = q8_bytes(&mut rng);
+    let load = || Matrix::from_q8_0(ROWS, K, &bytes).expect("the shape is right");
+    let seconds = best(5, || drop(black_box(load())));
+    println!("Q8_0 repacking         {:7.1} GB/s", bytes.len() as f64 / seconds / 1e9);
+    let q8: Vec<Matrix> = (0..MATRICES).map(|_| load()).collect();
     products(&team, "Q8_0", &q8, &[1, 2, 4, 8, 16, 64, 256], &mut rng);
     drop(q8);
     let f16: Vec<Matrix> = (0..MATRICES / 2).map(|_| f16_matrix(&mut rng)).collect();
     products(&team, "F16", &f16, &[1, 4, 16, 64], &mut rng);
     drop(f16);
     elementwise(&mut rng);
+    sampling(&mut rng);
     attention(&mut rng);
 }
 
@@ -98,6 +105,18 @@ fn read_bandwidth(team: &Team) {
     println!("memory read            {:7.1} GB/s", size_of_val(&words[..]) as f64 / seconds / 1e9);
 }
 
+/// What the smallest job costs when all threads have something to do.
+fn barrier(team: &Team) {
+    let seconds = best(50, || {
+        (0..100).for_each(|_| {
+            team.run(team.threads().max(2), |i| {
+                black_box(i);
+            })
+        })
+    }) / 100.0;
+    println!("smallest job of the team {:5.2} us", seconds * 1e6);
+}
+
 fn products(team: &Team, name: &str, matrices: &[Matrix], batches: &[usize], rng: &mut Rng) {
     let most = batches.iter().fold(1, |a, &b| a.max(b));
     let x: Vec<f32> = (0..most * K).map(|_| rng.float() * 4.0).collect();
@@ -157,6 +176,25 @@ fn elementwise(rng: &mut Rng) {
     }
 }
 
+fn sampling(rng: &mut Rng) {
+    let logits: Vec<f32> = (0..128_000).map(|_| rng.float() * 6.0).collect();
+    let mut scratch = SampleScratch::new();
+    print!("sampling of 128,000 logits, us:");
+    for (name, temperature_micro, top_p_micro, top_k) in [
+        ("greedy", 0, MICRO, 0),
+        ("plain", MICRO, MICRO, 0),
+        ("top-p 0.9", MICRO, 900_000, 0),
+        ("top-k 40", MICRO, MICRO, 40),
+    ] {
+        let params = SampleParams { temperature_micro, top_p_micro, top_k, seed: 1 };
+        let seconds = best(20, || {
+            black_box(pick(&logits, &params, 0, &mut scratch)).expect("the logits are finite");
+        });
+        print!("  {name} {:.0}", seconds * 1e6);
+    }
+    println!();
+}
+
 /// One kv head of 128 dimensions, 2048 positions: one query, a group of four, a block of 32 prompt tokens.
 fn attention(rng: &mut Rng) {
     let (head_dim, n) = (128, 2048);
@@ -179,13 +217,13 @@ fn attention(rng: &mut Rng) {
     }
 }
 
-fn q8_matrix(rng: &mut Rng) -> Matrix {
+fn q8_bytes(rng: &mut Rng) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(ROWS * K / 32 * 34);
     for _ in 0..ROWS * K / 32 {
         bytes.extend(f16::from_f32_rne(0.002 + 0.01 * rng.float().abs()).to_le_bytes());
         bytes.extend((0..4).flat_map(|_| rng.next().to_le_bytes()).map(|q| (q as i8).max(-127) as u8));
     }
-    Matrix::from_q8_0(ROWS, K, &bytes).expect("the shape is right")
+    bytes
 }
 
 fn f16_matrix(rng: &mut Rng) -> Matrix {

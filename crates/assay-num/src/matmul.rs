@@ -157,7 +157,8 @@ fn q8_group(w: &Q8Weights, g: usize, x: &[ActBlock]) -> [f32; GROUP] {
             let (rows, _) = line.as_chunks::<4>();
             for (isum, w) in isum.iter_mut().zip(rows) {
                 for (w, x) in w.iter().zip(x) {
-                    *isum += i32::from((w ^ 0x80) as i8) * i32::from(*x);
+                    // At most 32 * 128 * 127 in all; wrapping leaves the compiler free to use vectors.
+                    *isum = isum.wrapping_add(i32::from((w ^ 0x80) as i8).wrapping_mul(i32::from(*x)));
                 }
             }
         }

@@ -38,21 +38,23 @@ pub fn lane_sum(lanes: &[f32; LANES]) -> f32 {
 /// Order: 16 lanes start at +0; for i ascending `lane[i % 16] = fma(a[i], b[i], lane[i % 16])`; then [`lane_sum`].
 #[inline]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    let mut lanes = [0.0; LANES];
-    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-        lanes[i % LANES] = fma(a, b, lanes[i % LANES]);
-    }
-    lane_sum(&lanes)
+    dot_by(a, b, f32::from)
 }
 
 /// As [`dot`], `a` given as f16 bits, each widened exactly.
 #[inline]
 pub fn dot_f16(a: &[u16], b: &[f32]) -> f32 {
+    dot_by(a, b, f16::to_f32)
+}
+
+#[inline(always)]
+fn dot_by<T: Copy>(a: &[T], b: &[f32], widen: impl Fn(T) -> f32) -> f32 {
     assert_eq!(a.len(), b.len());
     let mut lanes = [0.0; LANES];
-    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-        lanes[i % LANES] = fma(f16::to_f32(a), b, lanes[i % LANES]);
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane = fma(widen(a), b, *lane);
+        }
     }
     lane_sum(&lanes)
 }

@@ -5,15 +5,17 @@
 //! no result may depend on it, and none can: a chunk is written by exactly one call.
 //!
 //! ```text
-//! caller:  publish job, epoch += 1, wake the parked | takes part | waits until running == 0
-//! worker:  spins, then parks, until epoch changes   | takes part | running -= 1, wakes the caller
+//! caller:  opens job, wakes the parked | takes part until no index is left | closes job, waits until active == 0
+//! worker:  spins, then parks           | active += 1 if still open, takes part, active -= 1, wakes the caller
 //! ```
+//! The caller waits for nobody who has not begun: when a worker wakes late, the others have done its work
+//! and the job is closed. A busy machine therefore slows a job down, but a sleeping worker does not stop it.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, Thread};
 
@@ -40,28 +42,51 @@ pub struct Team {
 type Job<'a> = &'a (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// Raised by one for every job.
-    epoch: AtomicUsize,
-    /// Workers that have not finished the current job.
-    running: AtomicUsize,
+    /// See [`State`].
+    state: AtomicU64,
     stop: AtomicBool,
     spins: usize,
     parked: Vec<AtomicBool>,
-    /// Written by the caller while no worker runs, read by workers after they saw the new epoch.
+    /// Written by the caller while the job is closed and no worker active, read by active workers.
     slot: UnsafeCell<Option<Slot>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
+/// Number of the job (upper half, wrapping), whether it is open, and how many workers are active in it.
+#[derive(Clone, Copy)]
+struct State(u64);
+
+impl State {
+    const OPEN: u64 = 1 << 31;
+
+    fn opened(epoch: u32) -> State {
+        State((u64::from(epoch) << 32) | Self::OPEN)
+    }
+
+    fn epoch(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    fn is_open(self) -> bool {
+        self.0 & Self::OPEN != 0
+    }
+
+    fn active(self) -> u64 {
+        self.0 & (Self::OPEN - 1)
+    }
+}
+
 struct Slot {
-    /// The lifetime is erased; `Team::run_on_all` does not return before every worker is done with it.
+    /// The lifetime is erased; `Team::barrier` does not return before the job is closed and no worker active.
     job: Job<'static>,
     caller: Thread,
 }
 
 #[expect(unsafe_code, reason = "the job slot is shared under the epoch protocol")]
-// SAFETY: `slot` is the only field that is not Sync by itself. The caller writes it only while
-// `running == 0`, before it raises `epoch` (SeqCst); a worker reads it only after it saw the raised epoch and
-// before it lowers `running` (AcqRel). `Team` is not Sync, so there is one caller at a time. The job is `Sync`.
+// SAFETY: `slot` is the only field that is not Sync by itself. The caller writes it only while the job is closed with
+// no active worker, before it opens the next one (SeqCst). A worker reads it only between raising and lowering the
+// number of active workers (AcqRel), and can raise it only while the job is open. `Team` is not Sync, so there
+// is one caller at a time. The job is `Sync`.
 unsafe impl Sync for Shared {}
 
 impl Team {
@@ -73,8 +98,7 @@ impl Team {
         let n_workers = n_threads.clamp(1, MAX_THREADS) - 1;
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
+            state: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             // With more threads than cores a spinning thread keeps the one it waits for from running.
             spins: if n_workers < cores { SPINS } else { 0 },
@@ -164,23 +188,25 @@ impl Team {
         self.barrier(&share);
     }
 
-    /// Runs `job(thread)` on every thread and returns when all are done.
+    /// Runs `job(thread)` on the caller and on every worker that comes before the caller is through; returns when none
+    /// is active. A job must leave its work to whoever comes, in pieces.
     fn barrier(&self, job: Job<'_>) {
         let shared = &*self.shared;
         #[expect(unsafe_code, reason = "lends a borrowed job to the workers")]
-        // SAFETY: no worker runs (`running` is 0 between jobs and Team is not Sync), so nothing else accesses the slot.
-        // The erased lifetime ends before this function returns: it waits for `running == 0`, and the caller's own
-        // part is run under catch_unwind.
+        // SAFETY: the last job is closed, no worker is active and Team is not Sync, so nothing else accesses the slot.
+        // The erased lifetime ends before this function returns: it closes the job and waits for the active workers,
+        // and the caller's own part is run under catch_unwind.
         unsafe {
             let job = std::mem::transmute::<Job<'_>, Job<'static>>(job);
             *shared.slot.get() = Some(Slot { job, caller: thread::current() });
         }
-        shared.running.store(self.workers.len(), Ordering::Relaxed);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        let epoch = State(shared.state.load(Ordering::Relaxed)).epoch().wrapping_add(1);
+        shared.state.store(State::opened(epoch).0, Ordering::SeqCst);
         self.wake_parked();
         let own = catch_unwind(AssertUnwindSafe(|| job(0)));
+        shared.state.fetch_and(!State::OPEN, Ordering::AcqRel);
         let mut spins = 0;
-        while shared.running.load(Ordering::Acquire) != 0 {
+        while State(shared.state.load(Ordering::Acquire)).active() != 0 {
             if spins < shared.spins {
                 spins += 1;
                 std::hint::spin_loop();
@@ -206,7 +232,8 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        // The next number, but not open: workers notice the change and find nothing to do but to stop.
+        self.shared.state.fetch_add(1 << 32, Ordering::SeqCst);
         self.wake_parked();
         for worker in self.workers.drain(..) {
             // A worker catches the panics of its jobs; it has none of its own to report.
@@ -224,37 +251,54 @@ impl Shared {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            #[expect(unsafe_code, reason = "reads the job slot of this epoch")]
-            // SAFETY: this worker saw the epoch raised and has not lowered `running`: the caller leaves the slot alone.
-            let slot = unsafe { (*self.slot.get()).as_ref() };
-            let Some(slot) = slot else { return };
-            let caller = slot.caller.clone();
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                float_env::assert_default();
-                (slot.job)(i + 1);
-            }));
-            if let Err(payload) = result {
-                self.panic.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(payload);
-            }
-            if self.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-                caller.unpark();
+            if self.enter(seen) {
+                self.take_part(i + 1);
             }
         }
     }
 
-    /// Returns the new epoch once it differs from `seen`.
-    fn wait_for_epoch(&self, i: usize, seen: usize) -> usize {
+    /// Becomes active in job `epoch`, unless it is over.
+    fn enter(&self, epoch: u32) -> bool {
+        let enter = |state| {
+            let state = State(state);
+            (state.is_open() && state.epoch() == epoch).then_some(state.0 + 1)
+        };
+        self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter).is_ok()
+    }
+
+    /// Runs the open job as thread `thread`, which is active.
+    fn take_part(&self, thread: usize) {
+        #[expect(unsafe_code, reason = "reads the slot of the open job")]
+        // SAFETY: this worker is active: the caller leaves the slot alone until it is not.
+        let slot = unsafe { (*self.slot.get()).as_ref() };
+        let slot = slot.expect("an open job is in the slot");
+        let caller = slot.caller.clone();
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            float_env::assert_default();
+            (slot.job)(thread);
+        }));
+        if let Err(payload) = result {
+            self.panic.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(payload);
+        }
+        let before = State(self.state.fetch_sub(1, Ordering::AcqRel));
+        if !before.is_open() && before.active() == 1 {
+            caller.unpark();
+        }
+    }
+
+    /// Returns the number of the current job once it differs from `seen`.
+    fn wait_for_epoch(&self, i: usize, seen: u32) -> u32 {
         for _ in 0..self.spins {
-            let epoch = self.epoch.load(Ordering::Acquire);
+            let epoch = State(self.state.load(Ordering::Acquire)).epoch();
             if epoch != seen {
                 return epoch;
             }
             std::hint::spin_loop();
         }
         loop {
-            // SeqCst on both sides: either this load sees the new epoch or the caller's swap sees the flag.
+            // SeqCst on both sides: either this load sees the new number or the caller's swap sees the flag.
             self.parked[i].store(true, Ordering::SeqCst);
-            let epoch = self.epoch.load(Ordering::SeqCst);
+            let epoch = State(self.state.load(Ordering::SeqCst)).epoch();
             if epoch != seen {
                 self.parked[i].store(false, Ordering::Relaxed);
                 return epoch;

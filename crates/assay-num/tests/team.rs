@@ -68,6 +68,36 @@ fn a_panic_reaches_the_caller_and_the_team_stays_usable() {
     }
 }
 
+/// The workers do take part: two calls that wait for each other can only end on two threads.
+#[test]
+fn jobs_run_on_several_threads_at_once() {
+    let team = Team::new(3);
+    let rendezvous = std::sync::Barrier::new(3);
+    for _ in 0..50 {
+        team.run(3, |_| {
+            rendezvous.wait();
+        });
+    }
+}
+
+/// A panic in a worker while the caller is busy with another part.
+#[test]
+fn a_panic_on_another_thread_reaches_the_caller() {
+    let team = Team::new(2);
+    let caller = std::thread::current().id();
+    let rendezvous = std::sync::Barrier::new(2);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        team.run(2, |_| {
+            rendezvous.wait();
+            assert_eq!(std::thread::current().id(), caller, "on the worker");
+        });
+    }));
+    assert!(result.is_err());
+    team.run(2, |_| {
+        rendezvous.wait();
+    });
+}
+
 #[test]
 fn misuse_is_refused() {
     let team = Team::new(2);
