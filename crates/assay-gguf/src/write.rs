@@ -296,3 +296,93 @@ fn put_str(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&(text.len() as u64).to_le_bytes());
     out.extend_from_slice(text.as_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{gguf::Gguf, value::StrArray};
+
+    #[test]
+    fn golden_bytes() {
+        let mut writer = GgufWriter::new();
+        writer.set("k", 7_u32).set("s", ["ab"].iter().collect::<StrArray>());
+        writer.tensor("w", &[2], GgmlType::F32).unwrap();
+        let bytes = writer.to_bytes(|_| vec![1.0, -2.0]).unwrap();
+        let expect = [
+            &b"GGUF\x03\0\0\0"[..],
+            b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",
+            b"\x01\0\0\0\0\0\0\0k\x04\0\0\0\x07\0\0\0",
+            b"\x01\0\0\0\0\0\0\0s\x09\0\0\0\x08\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0ab",
+            b"\x01\0\0\0\0\0\0\0w\x01\0\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            &[0; 19],
+            &1.0_f32.to_le_bytes(),
+            &(-2.0_f32).to_le_bytes(),
+            &[0; 24],
+        ];
+        assert_eq!(bytes, expect.concat());
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let values = [
+            Value::U8(1),
+            Value::I8(-1),
+            Value::U16(1),
+            Value::I16(-1),
+            Value::U32(1),
+            Value::I32(-1),
+            Value::U64(1),
+            Value::I64(-1),
+            Value::F32(0.5),
+            Value::F64(0.25),
+            Value::Bool(true),
+            Value::Str("é".to_owned()),
+            Value::Array(Array::U8(vec![1, 2])),
+            Value::Array(Array::I8(vec![-1, 2])),
+            Value::Array(Array::U16(vec![1, 2])),
+            Value::Array(Array::I16(vec![-1, 2])),
+            Value::Array(Array::U32(vec![1, 2])),
+            Value::Array(Array::I32(vec![-1, 2])),
+            Value::Array(Array::U64(vec![1, 2])),
+            Value::Array(Array::I64(vec![-1, 2])),
+            Value::Array(Array::F32(vec![0.5])),
+            Value::Array(Array::F64(vec![0.5, 1.5, 2.5])),
+            Value::Array(Array::Bool(vec![true, false])),
+            Value::Array(Array::Str(["", "a", "bc"].iter().collect())),
+            Value::Array(Array::U32(vec![])),
+        ];
+        let mut writer = GgufWriter::new();
+        for (i, value) in values.iter().enumerate() {
+            writer.set(&format!("k{i:02}"), value.clone());
+        }
+        writer.set("k00", values[0].clone());
+        writer.tensor("a", &[3, 5], GgmlType::F16).unwrap().tensor("b", &[64, 2, 2], GgmlType::Q8_0).unwrap();
+        let bytes = writer.to_bytes(|tensor| vec![0.5; tensor.count() as usize]).unwrap();
+        let gguf = Gguf::parse(&bytes).unwrap();
+        assert!(gguf.metadata().map(|(_, value)| value).eq(&values));
+        let shapes: Vec<_> = gguf.tensors().iter().map(|t| (t.name.as_str(), &t.dims[..], t.ty, t.len)).collect();
+        assert_eq!(shapes, [("a", &[3, 5][..], GgmlType::F16, 30), ("b", &[64, 2, 2], GgmlType::Q8_0, 272)]);
+        assert_eq!(gguf.tensor_bytes(&bytes, gguf.tensor("a").unwrap()).unwrap(), [0, 0x38].repeat(15));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        let check = |result: Result<(), WriteError>, expect: &str| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(expect), "{error:?} does not contain {expect:?}");
+        };
+        let shape = |dims: &[u64], ty| GgufWriter::new().tensor("w", dims, ty).map(|_| ());
+        check(shape(&[], GgmlType::F32), "[] is no shape of F32");
+        check(shape(&[1, 0], GgmlType::F32), "[1, 0] is no shape");
+        check(shape(&[33], GgmlType::Q8_0), "[33] is no shape of Q8_0");
+        check(shape(&[32], GgmlType(999)), "unknown type 999");
+        check(shape(&[u64::MAX, 2], GgmlType::F32), "is no shape");
+        let mut writer = GgufWriter::new();
+        writer.tensor("w", &[4], GgmlType::F32).unwrap();
+        check(writer.to_bytes(|_| vec![0.0; 3]).map(|_| ()), "w has 16 bytes, 12 were given");
+        check(writer.to_bytes(|_| vec![0.0; 5]).map(|_| ()), "more data than");
+        let mut writer = GgufWriter::new();
+        writer.set("k", Value::Array(Array::Nested { len: 1 }));
+        check(writer.to_bytes(|_| vec![]).map(|_| ()), "k is an array of arrays");
+    }
+}

@@ -116,7 +116,8 @@ mod tests {
             let path = self.dir.path().join("model.gguf");
             // A new file by rename, as an update of a mapped model is done.
             let fresh = self.dir.path().join("fresh");
-            fs::write(&fresh, tiny_llama(TinyLlama { seed, ..TinyLlama::default() })).unwrap();
+            let model = TinyLlama { seed, layers: 1, d_model: 32, ffn: 32, vocab: 300, ..TinyLlama::default() };
+            fs::write(&fresh, tiny_llama(model)).unwrap();
             let time = UNIX_EPOCH + std::time::Duration::from_secs(1_000_000 + seed);
             fs::File::options().write(true).open(&fresh).unwrap().set_modified(time).unwrap();
             fs::rename(&fresh, &path).unwrap();

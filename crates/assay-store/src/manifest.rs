@@ -159,14 +159,11 @@ mod tests {
         manifest_of(&Gguf::parse(bytes).unwrap(), bytes, &mut |_, _| {}).unwrap()
     }
 
-    /// Over 1 MiB of tensor data, so that several chunks and a short last one occur.
-    fn model() -> TinyLlama {
-        TinyLlama { vocab: 3_001, format: Format::F16, d_model: 160, ffn: 200, ..TinyLlama::default() }
-    }
-
     #[test]
     fn weights_root_is_the_tree_over_all_leaves_in_order() {
-        let bytes = tiny_llama(model());
+        // Over 2 MiB of tensor data, so that several chunks and a short last one occur.
+        let model = TinyLlama { vocab: 3_001, format: Format::F16, d_model: 160, ffn: 200, ..TinyLlama::default() };
+        let bytes = tiny_llama(model);
         let gguf = Gguf::parse(&bytes).unwrap();
         let mut tree = MerkleTree::default();
         for tensor in gguf.tensors() {
@@ -184,16 +181,17 @@ mod tests {
 
     #[test]
     fn every_part_of_the_file_changes_the_model() {
-        let base = of(&tiny_llama(model()));
-        let mut weights = tiny_llama(model());
+        let model = TinyLlama { layers: 1, d_model: 32, ffn: 32, vocab: 300, ..TinyLlama::default() };
+        let base = of(&tiny_llama(model));
+        let mut weights = tiny_llama(model);
         *weights.last_mut().unwrap() ^= 1;
         let weights = of(&weights);
         assert_ne!(weights.weights_root, base.weights_root);
         assert_eq!((weights.tokenizer_hash, weights.rope_hash), (base.tokenizer_hash, base.rope_hash));
-        let context = of(&tiny_llama(TinyLlama { context: 511, ..model() }));
+        let context = of(&tiny_llama(TinyLlama { context: 511, ..model }));
         assert_ne!(context.rope_hash, base.rope_hash);
         assert_eq!(context.weights_root, base.weights_root);
-        let vocab = of(&tiny_llama(TinyLlama { vocab: 3_002, ..model() }));
+        let vocab = of(&tiny_llama(TinyLlama { vocab: 301, ..model }));
         assert_ne!(vocab.tokenizer_hash, base.tokenizer_hash);
         let ids = [&base, &weights, &context, &vocab].map(Manifest::model_id);
         assert!(ids.iter().enumerate().all(|(i, id)| !ids[..i].contains(id)));
@@ -201,7 +199,7 @@ mod tests {
 
     #[test]
     fn progress_ends_at_the_total() {
-        let bytes = tiny_llama(model());
+        let bytes = tiny_llama(TinyLlama { layers: 1, ..TinyLlama::default() });
         let gguf = Gguf::parse(&bytes).unwrap();
         let mut calls = vec![];
         manifest_of(&gguf, &bytes, &mut |done, total| calls.push((done, total))).unwrap();
