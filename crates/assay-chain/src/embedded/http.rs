@@ -5,7 +5,10 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, FromRequest, Request, State},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        StatusCode,
+        header::{CONTENT_LENGTH, CONTENT_TYPE},
+    },
     response::{IntoResponse, Response},
     routing::post,
     serve::Listener,
@@ -52,6 +55,10 @@ impl EmbeddedChain {
 }
 
 async fn answer(State(chain): State<EmbeddedChain>, request: Request<Body>) -> Response {
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    }
     let body = match tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await {
         Ok(Ok(body)) => body,
         Ok(Err(rejection)) => return rejection.into_response(),

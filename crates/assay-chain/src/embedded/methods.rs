@@ -257,7 +257,11 @@ fn estimate_gas(shared: &Shared, params: &Params) -> Result<Value, RpcError> {
     }
     let first = simulation.run(high).map_err(exec_error)?;
     successful(&first)?;
-    let mut low = exec::gas_used(&first).saturating_sub(1);
+    let mut low = exec::gas_used(&first);
+    // Plain transfers, and calls that get nothing back on the way.
+    if low >= high || succeeds(&mut simulation, low)? {
+        return value(U64::from(low.min(high)));
+    }
     // Most calls need just what they spend plus the 1/64 that is held back at one level.
     let guess = first.gas().total_gas_spent().saturating_add(2_300).saturating_mul(64) / 63;
     if guess < high {

@@ -21,6 +21,7 @@ mod genesis;
 mod http;
 mod methods;
 mod pool;
+mod probe;
 mod rpc;
 mod sealer;
 mod state;

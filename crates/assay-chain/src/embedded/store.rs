@@ -15,17 +15,20 @@
 
 use super::{
     EmbeddedError, Genesis,
+    probe::CopyOnWrite,
     state::{Changes, StateError},
 };
 use alloy_consensus::{EMPTY_OMMER_ROOT_HASH, Header, constants::EMPTY_ROOT_HASH};
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
 use alloy_rlp::{Decodable, Encodable, RlpDecodable, RlpEncodable};
 use redb::{
-    Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
+    TableDefinition,
 };
 use revm::state::AccountInfo;
 use std::{
     io::ErrorKind,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
@@ -33,6 +36,10 @@ use std::{
 const FORMAT: u32 = 1;
 /// Page cache of redb; its default of 1 GiB is for servers that do nothing else.
 const CACHE_BYTES: usize = 32 << 20;
+/// A file up to this size is read and its checksums are verified when it is opened (about a second a gigabyte).
+const CHECKED_BYTES_MAX: u64 = 1 << 30;
+/// Header and one page; redb takes an empty file for a new one.
+const REDB_FILE_BYTES_MIN: u64 = 2 * 4096;
 /// Gas limit of every block.
 pub(super) const BLOCK_GAS_LIMIT: u64 = 60_000_000;
 
@@ -89,10 +96,12 @@ impl Store {
         if !path.try_exists().map_err(io(&path))? {
             create(dir, &path, genesis, now)?;
         }
-        let db = open_existing(&path)?;
-        let store = Self { db };
-        store.check(&path, genesis.chain_id)?;
-        Ok(store)
+        // redb asserts what it reads, so damage that it does not expect is a panic here and not an error.
+        let checked = catch_unwind(AssertUnwindSafe(|| probe(&path, genesis.chain_id)));
+        checked.unwrap_or_else(|_| {
+            Err(EmbeddedError::Damaged { path: path.clone(), detail: "it cannot be read".into() })
+        })?;
+        Ok(Self { db: builder().open(&path).map_err(|error| database_error(&path, error))? })
     }
 
     /// A consistent view of the last sealed block.
@@ -149,9 +158,7 @@ fn create(dir: &Path, path: &Path, genesis: &Genesis, now: u64) -> Result<(), Em
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
         _ => {}
     }
-    let mut builder = Database::builder();
-    builder.set_cache_size(CACHE_BYTES);
-    let db = builder.create(&draft).map_err(|error| database_error(&draft, error))?;
+    let db = builder().create(&draft).map_err(|error| database_error(&draft, error))?;
     let write = db.begin_write().map_err(storage)?;
     {
         let mut meta = write.open_table(META).map_err(storage)?;
@@ -168,10 +175,26 @@ fn create(dir: &Path, path: &Path, genesis: &Genesis, now: u64) -> Result<(), Em
         .map_err(|source| EmbeddedError::Io { path: dir.to_path_buf(), source })
 }
 
-fn open_existing(path: &Path) -> Result<Database, EmbeddedError> {
+fn builder() -> redb::Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
-    builder.open(path).map_err(|error| database_error(path, error))
+    builder
+}
+
+/// Whether the file can be continued, without writing to it.
+fn probe(path: &Path, chain_id: u64) -> Result<(), EmbeddedError> {
+    let io = |source| EmbeddedError::Io { path: path.to_path_buf(), source };
+    let view = CopyOnWrite::open(path).map_err(io)?;
+    let len = view.len().map_err(io)?;
+    let damaged = |detail: String| EmbeddedError::Damaged { path: path.to_path_buf(), detail };
+    if len < REDB_FILE_BYTES_MIN {
+        return Err(damaged(format!("it has only {len} bytes")));
+    }
+    let mut db = builder().create_with_backend(view).map_err(|error| database_error(path, error))?;
+    if len <= CHECKED_BYTES_MAX && !db.check_integrity().map_err(|error| database_error(path, error))? {
+        return Err(damaged("its checksums are wrong".into()));
+    }
+    Store { db }.check(path, chain_id)
 }
 
 fn database_error(path: &Path, error: DatabaseError) -> EmbeddedError {
