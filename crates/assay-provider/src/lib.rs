@@ -1,1 +1,26 @@
-//! Provider service: admit, run, sign, settle.
+//! The provider: admits jobs against vouchers, runs them, signs receipts and claims what they charge.
+//!
+//! ```text
+//! connection (serve) --admit--> ledger (channels, receipts) --writer--> disk --claims--> chain
+//!        |                         ^
+//!        +--- engine --tokens--> stream (what may be sent, when to sign)
+//! ```
+//!
+//! Owns the money and the promises of one provider: a receipt is on the disk before it is sent, a claim is never above
+//! the receipts, a stream is never more than one chunk ahead of its payment. Does not compute tokens
+//! (`assay-engine`), does not define bytes (`assay-types`, `assay-net`) and trusts nothing that a client sends.
+
+mod chain;
+mod claims;
+mod config;
+mod ledger;
+mod offer;
+mod provider;
+mod serve;
+mod store;
+mod stream;
+
+pub use chain::{Answer, Chain, ChannelOnChain, Registered};
+pub use config::{ClaimPolicy, Limits, ProviderConfig, ServedModel};
+pub use provider::{Farewell, Provider, ProviderStats, StartError};
+pub use store::StoreError;

@@ -1,0 +1,130 @@
+//! What the provider needs of the chain. The implementation is [`assay_chain::Network`] with the provider's key; the
+//! trait exists so that tests can play a chain that is slow, forgets or refuses.
+
+use assay_chain::{
+    ChainError, ClaimRow, Network,
+    client::{ChannelState, ClaimReport},
+};
+use assay_types::{Amount, B256, ChannelId, ProviderId};
+use std::{future::Future, pin::Pin};
+
+/// What a call to the chain gives in the end.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ChainError>> + Send + 'a>>;
+
+/// A channel as the settlement contract has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ChannelOnChain {
+    /// Its money.
+    pub state: ChannelState,
+    /// The payer has begun to take back what is not claimed.
+    pub is_withdrawing: bool,
+}
+
+/// A provider as the registry has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registered {
+    /// Where it says it can be reached; none if it is not registered.
+    pub endpoint: Option<String>,
+    /// Active stake.
+    pub stake: Amount,
+}
+
+/// The provider's view of the chain. Transactions are sent from its key and are in a block when the call returns.
+pub trait Chain: Send + Sync + 'static {
+    /// A channel; all zero if nothing was ever deposited.
+    fn channel(&self, id: ChannelId) -> Answer<'_, ChannelOnChain>;
+
+    /// Claims rows of any number of channels; the report says which were refused.
+    fn claim(&self, rows: Vec<ClaimRow>) -> Answer<'_, ClaimReport>;
+
+    /// Transfers what was claimed to the provider; returns how much.
+    fn settle(&self) -> Answer<'_, Amount>;
+
+    /// The provider's own entry.
+    fn registered(&self) -> Answer<'_, Registered>;
+
+    /// Enters the provider.
+    fn register(&self, endpoint: String) -> Answer<'_, ()>;
+
+    /// Changes the entry.
+    fn update_endpoint(&self, endpoint: String) -> Answer<'_, ()>;
+
+    /// Adds to the active stake.
+    fn stake(&self, amount: Amount) -> Answer<'_, ()>;
+}
+
+/// The registry wants a transport key. TCP has none; the address says the same about who answers there: nothing.
+fn transport_key(network: &Network) -> B256 {
+    network.client.address().into_word()
+}
+
+impl Chain for Network {
+    fn channel(&self, id: ChannelId) -> Answer<'_, ChannelOnChain> {
+        Box::pin(async move {
+            let state = self.settlement.channel(id).await?;
+            let is_withdrawing = self.settlement.pending_withdrawal(id).await?.is_some();
+            Ok(ChannelOnChain { state, is_withdrawing })
+        })
+    }
+
+    fn claim(&self, rows: Vec<ClaimRow>) -> Answer<'_, ClaimReport> {
+        Box::pin(async move { self.settlement.claim(&rows).await })
+    }
+
+    fn settle(&self) -> Answer<'_, Amount> {
+        Box::pin(async move {
+            let (receiver, token) = (self.client.address(), self.addresses.token);
+            let sums = self.settlement.receiver(receiver, token).await?;
+            let due = sums.total_claimed.saturating_sub(sums.total_settled);
+            if due > Amount::ZERO {
+                self.settlement.settle(receiver, token).await?;
+            }
+            Ok(due)
+        })
+    }
+
+    fn registered(&self) -> Answer<'_, Registered> {
+        Box::pin(async move {
+            let provider = ProviderId(self.client.address());
+            let info = self.registry.provider(provider).await?;
+            let stake = self.registry.stake_of(provider).await?;
+            Ok(Registered { endpoint: info.map(|info| info.endpoint), stake })
+        })
+    }
+
+    fn register(&self, endpoint: String) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.registry.register(&endpoint, transport_key(self), B256::ZERO).await?;
+            Ok(())
+        })
+    }
+
+    fn update_endpoint(&self, endpoint: String) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.registry.update(&endpoint, transport_key(self), B256::ZERO).await?;
+            Ok(())
+        })
+    }
+
+    fn stake(&self, amount: Amount) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.registry.stake(amount).await?;
+            Ok(())
+        })
+    }
+}
+
+/// Registers `endpoint` if it is not what the registry has, and stakes what is missing to `stake`.
+pub(crate) async fn enroll(chain: &dyn Chain, endpoint: String, stake: Amount) -> Result<(), ChainError> {
+    let registered = chain.registered().await?;
+    match registered.endpoint {
+        None => chain.register(endpoint).await?,
+        Some(found) if found != endpoint => chain.update_endpoint(endpoint).await?,
+        Some(_) => {}
+    }
+    let missing = stake.saturating_sub(registered.stake);
+    if missing > Amount::ZERO {
+        chain.stake(missing).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,272 @@
+//! A running provider: start, accept, shut down.
+//!
+//! Start: open the database, register and stake, start the engines, listen, claim what an earlier run left.
+//! Shutdown: 1. no new connections and jobs (offers say so); 2. running jobs finish, or are cut after the grace time,
+//! each with its receipt; 3. the engines stop; 4. everything is claimed; 5. the database is closed.
+//! Dropping a provider instead is a crash: nothing that was sent is lost, the rest is for the next start.
+
+use crate::{
+    chain::{Chain, enroll},
+    claims::{self, ClaimTimes},
+    config::{ProviderConfig, ServedModel},
+    ledger::{ChannelPolicy, Ledger, LedgerKeys},
+    offer::OfferBoard,
+    serve::{Served, Service},
+    store::{Identity, Store, StoreError},
+};
+use assay_chain::ChainError;
+use assay_engine::Engine;
+use assay_net::{Endpoint, Listener, NetError};
+use assay_types::{Amount, ModelOffer, Offer, ProviderId, receipt_domain, settlement_domain};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{sync::Semaphore, task::JoinHandle, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Pause after the operating system refused a connection: it is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Added to the grace time for the last receipts of streams that were cut.
+const CUT_TIME: Duration = Duration::from_secs(2);
+
+/// Why a provider does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The chain refuses the registration or can not be asked.
+    #[error("registering: {0}")]
+    Chain(#[from] ChainError),
+    /// An engine.
+    #[error(transparent)]
+    Engine(#[from] assay_engine::StartError),
+    /// The socket.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        error: NetError,
+    },
+    /// No model, too many, or one twice.
+    #[error("a provider serves 1 to {} models, each once", Offer::MODELS_MAX)]
+    Models,
+}
+
+/// What a provider has done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ProviderStats {
+    /// Requests with a receipt, over all starts.
+    pub receipts: u64,
+    /// Charged by them.
+    pub charged_total: Amount,
+}
+
+/// How a shutdown went.
+#[derive(Debug)]
+pub struct Farewell {
+    /// What the provider had done by then.
+    pub stats: ProviderStats,
+    /// Transferred to the provider by the last claim, or why not; it is claimed at the next start then.
+    pub settled: Result<Amount, String>,
+}
+
+/// A running provider.
+pub struct Provider {
+    service: Arc<Service>,
+    address: SocketAddr,
+    endpoint: Endpoint,
+    shutdown_timeout: Duration,
+    tasks: Tasks,
+}
+
+/// Aborted on drop.
+struct Tasks {
+    accepting: JoinHandle<()>,
+    claiming: JoinHandle<()>,
+    writing: JoinHandle<()>,
+    stop_claiming: CancellationToken,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.claiming.abort();
+        self.writing.abort();
+    }
+}
+
+impl Provider {
+    /// Starts a provider; when this returns, it is registered and accepts jobs.
+    ///
+    /// # Errors
+    /// See [`StartError`]. Nothing runs then.
+    pub async fn start(
+        config: ProviderConfig,
+        chain: Arc<dyn Chain>,
+        models: Vec<ServedModel>,
+    ) -> Result<Self, StartError> {
+        let models = start_engines(models)?;
+        let network = config.network;
+        let identity = Identity {
+            chain_id: network.chain_id,
+            provider: ProviderId(config.signer.address()),
+            registry: network.registry,
+            settlement: network.settlement,
+        };
+        let (store, writing) = Store::open(&config.database, &identity).await?;
+        let listen_error = |error| StartError::Listen { address: config.listen, error };
+        let listener = Listener::bind(config.listen, config.limits.write_timeout).await.map_err(listen_error)?;
+        let address = listener.address().map_err(listen_error)?;
+        let endpoint = config.endpoint.clone().unwrap_or_else(|| Endpoint::from_address(address));
+        enroll(&*chain, endpoint.to_string(), config.stake).await?;
+
+        let keys = LedgerKeys {
+            signer: config.signer,
+            receipts: receipt_domain(network.chain_id, network.registry),
+            settlement: settlement_domain(network.chain_id, network.settlement),
+        };
+        let policy = ChannelPolicy {
+            token: network.token,
+            withdraw_delay_min_s: config.limits.withdraw_delay_min_s,
+            claim_threshold: config.claims.threshold,
+            lookup_pause: config.limits.lookup_pause,
+        };
+        let service = Arc::new(Service {
+            ledger: Arc::new(Ledger::open(keys, policy, store, chain).await?),
+            models,
+            offers: OfferBoard::default(),
+            limits: config.limits,
+            chain_id: network.chain_id,
+            draining: CancellationToken::new(),
+            cutting: CancellationToken::new(),
+        });
+        let claims = config.claims;
+        let times = ClaimTimes { interval: claims.interval, poll: claims.poll, threshold: claims.threshold };
+        let stop_claiming = CancellationToken::new();
+        let tasks = Tasks {
+            accepting: tokio::spawn(accept(Arc::clone(&service), listener)),
+            claiming: tokio::spawn(claims::run(Arc::clone(&service.ledger), times, stop_claiming.clone())),
+            writing,
+            stop_claiming,
+        };
+        tracing::info!(provider = %identity.provider, %endpoint, "serving");
+        Ok(Self { service, address, endpoint, shutdown_timeout: claims.shutdown_timeout, tasks })
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn id(&self) -> ProviderId {
+        self.service.ledger.provider
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it registered.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// What it has done so far.
+    ///
+    /// # Errors
+    /// The database can not be read.
+    pub async fn stats(&self) -> Result<ProviderStats, StoreError> {
+        let (receipts, charged_total) = self.service.ledger.store.sums().await?;
+        Ok(ProviderStats { receipts, charged_total })
+    }
+
+    /// Whether it can not store receipts any more, and so serves nothing: it has to be restarted.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.service.ledger.is_broken()
+    }
+
+    /// Claims everything now; returns what was transferred.
+    ///
+    /// # Errors
+    /// The chain or the database, in words.
+    pub async fn claim(&self) -> Result<Amount, String> {
+        claims::claim_all(&self.service.ledger).await.map_err(|e| e.to_string())
+    }
+
+    /// Ends it in order, within about `grace` + `shutdown_timeout`.
+    pub async fn shutdown(self) -> Farewell {
+        let Self { service, shutdown_timeout, mut tasks, .. } = self;
+        service.draining.cancel();
+        if timeout(service.limits.grace, &mut tasks.accepting).await.is_err() {
+            service.cutting.cancel();
+            if timeout(CUT_TIME, &mut tasks.accepting).await.is_err() {
+                tracing::warn!("connections did not end in time");
+                tasks.accepting.abort();
+            }
+        }
+        tasks.stop_claiming.cancel();
+        if timeout(shutdown_timeout, &mut tasks.claiming).await.is_err() {
+            tracing::warn!("a claim takes too long; it is left to the next start");
+            tasks.claiming.abort();
+        }
+        let ledger = Arc::clone(&service.ledger);
+        let settled = timeout(shutdown_timeout, claims::claim_all(&ledger)).await;
+        let settled = match settled {
+            Ok(result) => result.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("the chain took longer than {shutdown_timeout:?}")),
+        };
+        let (receipts, charged_total) = ledger.store.sums().await.unwrap_or_default();
+        // Joining engine threads blocks.
+        let engines = tokio::task::spawn_blocking(move || drop(service));
+        let _ = engines.await;
+        drop(ledger);
+        // The last store is gone, so the writer ends.
+        let _ = timeout(CUT_TIME, &mut tasks.writing).await;
+        Farewell { stats: ProviderStats { receipts, charged_total }, settled }
+    }
+}
+
+fn start_engines(models: Vec<ServedModel>) -> Result<HashMap<assay_types::ModelId, Served>, StartError> {
+    let count = models.len();
+    let mut served = HashMap::new();
+    for model in models {
+        let engine = Engine::start(model.model, model.engine)?;
+        let context_length = engine.limits().context_length;
+        let offer = ModelOffer { model_id: model.id, name: model.name, context_length, prices: model.prices };
+        let capacity = u32::try_from(model.engine.sequences_max).unwrap_or(u32::MAX);
+        served.insert(model.id, Served { engine, offer, capacity });
+    }
+    if (1..=Offer::MODELS_MAX).contains(&count) && served.len() == count { Ok(served) } else { Err(StartError::Models) }
+}
+
+/// Accepts until the provider drains, then waits for the connections.
+async fn accept(service: Arc<Service>, listener: Listener) {
+    let places = Arc::new(Semaphore::new(service.limits.connections_max));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = service.draining.cancelled() => break,
+            accepted = listener.accept() => accepted,
+            // Keeps the set as small as the number of open connections.
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((connection, _)) => {
+                // Full: closing at once tells a client more than a silent queue.
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                let service = Arc::clone(&service);
+                connections.spawn(async move {
+                    service.connection(connection).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}

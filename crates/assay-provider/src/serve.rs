@@ -1,0 +1,389 @@
+//! One connection: greets, answers questions and serves one job after the other.
+//!
+//! A job that was accepted ends with a receipt on the disk whatever the client does: if the client is gone, it asks
+//! for the receipt later. The engine waits when the client does not take tokens or does not pay.
+
+use crate::{
+    config::Limits,
+    ledger::{Draft, Ledger, LedgerError, OpenStream, unix_now},
+    offer::OfferBoard,
+    stream::{Bill, ServedStream, Step},
+};
+use assay_engine::{Engine, EngineEvent, JobFailure, JobHandle, SinkState, SubmitError};
+use assay_net::{
+    ClientFrame, CodecError, Connection, Done, NetError, Open, PROTOCOL_VERSION, ProviderFrame, ProviderHello, Refused,
+    RefusedCode,
+};
+use assay_protocol::StreamTerms;
+use assay_types::{CHUNK_TOKENS, Finish, Job, ModelId, ModelOffer, response_hash};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Tokens that the engine may be ahead of the connection.
+const EVENTS_MAX: usize = 32;
+
+/// Payments that a client may send besides two for each chunk.
+const PAYMENTS_SPARE: u64 = 16;
+
+/// A model that is being served.
+pub(crate) struct Served {
+    pub engine: Engine,
+    pub offer: ModelOffer,
+    /// Jobs the engine runs at once.
+    pub capacity: u32,
+}
+
+/// What all connections share.
+pub(crate) struct Service {
+    pub ledger: Arc<Ledger>,
+    pub models: HashMap<ModelId, Served>,
+    pub offers: OfferBoard,
+    pub limits: Limits,
+    pub chain_id: u64,
+    /// No new jobs.
+    pub draining: CancellationToken,
+    /// No jobs at all: running ones are cut.
+    pub cutting: CancellationToken,
+}
+
+/// A job that runs.
+struct Running<'a> {
+    job: &'a Job,
+    terms: StreamTerms,
+    money: OpenStream,
+    stream: ServedStream,
+    events: mpsc::Receiver<EngineEvent>,
+    handle: JobHandle,
+    /// The engine was told to wait.
+    is_held: Arc<AtomicBool>,
+    last: Option<Done>,
+    /// Payments that may still come: each costs a signature check.
+    payments_left: u64,
+}
+
+/// Why a job is cut.
+enum Cut {
+    /// The client said so, did not pay, or the provider shuts down: it is told what is billed.
+    Ended,
+    /// The connection is of no further use.
+    Gone(NetError),
+    /// The provider's own fault: only checkpoints count.
+    Failed(String),
+}
+
+impl Service {
+    /// Serves a connection until it ends.
+    pub async fn connection(self: Arc<Self>, mut connection: Connection) {
+        let result = self.converse(&mut connection).await;
+        if let Err(error @ (NetError::Codec(_) | NetError::WrongPeer(_))) = result {
+            tracing::debug!(%error, "a connection was closed");
+        }
+    }
+
+    async fn converse(&self, connection: &mut Connection) -> Result<(), NetError> {
+        let provider = self.ledger.provider;
+        let hello = ProviderHello { version: PROTOCOL_VERSION, chain_id: self.chain_id, provider };
+        connection.receiver.limit_frames(self.frame_len_max());
+        connection.welcome(hello, self.limits.greeting_timeout).await?;
+        loop {
+            let frame = tokio::select! {
+                frame = connection.receiver.recv_within(self.limits.idle_timeout) => frame,
+                () = self.draining.cancelled() => return Ok(()),
+            };
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(NetError::Codec(error)) => return self.refuse_bytes(connection, error).await,
+                Err(error) => return Err(error),
+            };
+            match frame {
+                ClientFrame::Open(open) => self.serve(connection, *open).await?,
+                // The job they were for has just ended.
+                ClientFrame::Pay(_) | ClientFrame::Cancel => {}
+                question => {
+                    let answer = self.answer(question).await;
+                    connection.sender.send(&answer).await?;
+                }
+            }
+        }
+    }
+
+    /// Longest frame that a client needs: a job that fills the longest context, and its stop strings.
+    fn frame_len_max(&self) -> u32 {
+        let context = self.models.values().map(|served| served.offer.context_length).max().unwrap_or(0);
+        context.saturating_mul(5).saturating_add(16 << 10)
+    }
+
+    /// Tells a client that its bytes are no frame; after them the stream has no meaning any more.
+    async fn refuse_bytes(&self, connection: &mut Connection, error: CodecError) -> Result<(), NetError> {
+        let refused = Refused::new(RefusedCode::Protocol, &error);
+        connection.sender.send(&ProviderFrame::Refused(refused)).await?;
+        Err(error.into())
+    }
+
+    async fn answer(&self, question: ClientFrame) -> ProviderFrame {
+        let failed = |error: &dyn std::fmt::Display| {
+            tracing::error!(%error, "a question could not be answered");
+            ProviderFrame::Refused(Refused::new(RefusedCode::Internal, "the provider's database failed"))
+        };
+        match question {
+            ClientFrame::OfferRequest => match self.offers.current(self) {
+                Ok(offer) => ProviderFrame::Offer(offer),
+                Err(error) => failed(&error),
+            },
+            ClientFrame::ChannelRequest(config) => match self.ledger.report(&config).await {
+                Ok(report) => ProviderFrame::Channel(Box::new(report)),
+                Err(error) => failed(&error),
+            },
+            ClientFrame::ReceiptRequest(request) => match self.ledger.receipt_report(request).await {
+                Ok(report) => ProviderFrame::Receipt(Box::new(report)),
+                Err(error) => failed(&error),
+            },
+            ClientFrame::Hello(_) | ClientFrame::Open(_) | ClientFrame::Pay(_) | ClientFrame::Cancel => {
+                ProviderFrame::Refused(Refused::new(RefusedCode::Protocol, "this frame does not belong here"))
+            }
+        }
+    }
+
+    /// Serves one job. An error means that the connection is of no further use.
+    async fn serve(&self, connection: &mut Connection, open: Open) -> Result<(), NetError> {
+        let mut running = match self.admit(&open).await {
+            Ok(running) => running,
+            Err(refused) => {
+                tracing::debug!(code = ?refused.code, message = refused.message, "a job was refused");
+                return connection.sender.send(&ProviderFrame::Refused(refused)).await;
+            }
+        };
+        let cut = match connection.sender.send(&ProviderFrame::Accepted).await {
+            Ok(()) => self.run(connection, &mut running).await,
+            Err(error) => Err(Cut::Gone(error)),
+        };
+        // What the engine still computes is for nobody.
+        running.handle.cancel();
+        running.events.close();
+        let end = match cut {
+            Ok(done) => Ok(done),
+            Err(cut) => running.cut(cut).await,
+        };
+        // The stream is closed before the client hears of the end, so that its next job finds the money free.
+        drop(running);
+        match end {
+            Ok(frame) => connection.sender.send(&frame).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Everything that is checked before a job costs anything; cheap things first.
+    async fn admit<'a>(&self, open: &'a Open) -> Result<Running<'a>, Refused> {
+        if self.draining.is_cancelled() {
+            return Err(Refused::new(RefusedCode::Draining, "this provider is shutting down"));
+        }
+        let job = &open.job;
+        let unknown = || Refused::new(RefusedCode::UnknownModel, format!("model {} is not served", job.model_id));
+        let served = self.models.get(&job.model_id).ok_or_else(unknown)?;
+        job.validate(&served.engine.limits()).map_err(|e| Refused::new(RefusedCode::BadJob, e))?;
+        let asked = served.offer.prices;
+        if open.prices.input_per_million < asked.input_per_million
+            || open.prices.output_per_million < asked.output_per_million
+        {
+            return Err(Refused::new(RefusedCode::Price, "the prices are higher by now; ask for an offer"));
+        }
+        let terms = StreamTerms::new(job, open.prices);
+        if open.grant < terms.grant_after(0) {
+            let needed = terms.grant_after(0);
+            let message = format!("the first grant has to cover input and one chunk: {needed}, not {}", open.grant);
+            return Err(Refused::new(RefusedCode::NotCovered, message));
+        }
+        let request = job.request_hash();
+        let money = self.ledger.admit(request, &open.channel, &open.voucher, open.grant).await?;
+        let running = self.start(served, job, terms, money, open)?;
+        // The engine has begun meanwhile; no token leaves before this is known.
+        let served_before = self.ledger.store.receipt(request).await;
+        let refused = match served_before {
+            Ok(None) => return Ok(running),
+            Ok(Some(_)) => Refused::new(RefusedCode::Duplicate, "this request has been served"),
+            Err(error) => {
+                tracing::error!(%error, "receipts can not be read");
+                Refused::new(RefusedCode::Internal, "the provider's database failed")
+            }
+        };
+        running.handle.cancel();
+        Err(refused)
+    }
+
+    fn start<'a>(
+        &self,
+        served: &Served,
+        job: &'a Job,
+        terms: StreamTerms,
+        money: OpenStream,
+        open: &Open,
+    ) -> Result<Running<'a>, Refused> {
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let is_held = Arc::new(AtomicBool::new(false));
+        let held = Arc::clone(&is_held);
+        let sink = move |event: EngineEvent| match sender.try_send(event) {
+            Ok(()) => SinkState::Ready,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                held.store(true, Ordering::Release);
+                SinkState::Full
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => SinkState::Closed,
+        };
+        let handle = served.engine.submit(job, Box::new(sink)).map_err(|error| match error {
+            SubmitError::Job(_) | SubmitError::KvOverflow { .. } | SubmitError::PrefixComplete { .. } => {
+                Refused::new(RefusedCode::BadJob, error)
+            }
+            SubmitError::QueueFull { .. } => Refused::new(RefusedCode::Busy, error),
+            SubmitError::Stopped => Refused::new(RefusedCode::Draining, error),
+        })?;
+        let stream = ServedStream::new(terms, open.grant);
+        let payments_left = PAYMENTS_SPARE + 2 * terms.output_tokens_max / u64::from(CHUNK_TOKENS);
+        Ok(Running { job, terms, money, stream, events, handle, is_held, last: None, payments_left })
+    }
+
+    /// Streams until the output is complete; returns the last frame.
+    async fn run(&self, connection: &mut Connection, running: &mut Running<'_>) -> Result<ProviderFrame, Cut> {
+        loop {
+            match running.stream.next() {
+                Step::Send(tokens) => {
+                    let frame = ProviderFrame::Tokens(running.stream.output()[tokens.clone()].to_vec());
+                    connection.sender.send(&frame).await.map_err(Cut::Gone)?;
+                    running.stream.on_sent(&tokens);
+                }
+                Step::Checkpoint(output_tokens) => {
+                    let done = running.receipt(output_tokens, Finish::Open).await?;
+                    running.stream.on_checkpoint(output_tokens);
+                    running.last = Some(done);
+                    let frame = ProviderFrame::Checkpoint(done.receipt);
+                    connection.sender.send(&frame).await.map_err(Cut::Gone)?;
+                }
+                Step::Finish(finish) => {
+                    let done = running.receipt(running.stream.output().len(), finish).await?;
+                    return Ok(ProviderFrame::Done(done));
+                }
+                Step::AwaitTokens => self.await_tokens(connection, running).await?,
+                Step::AwaitPay => self.await_pay(connection, running).await?,
+            }
+        }
+    }
+
+    async fn await_tokens(&self, connection: &mut Connection, running: &mut Running<'_>) -> Result<(), Cut> {
+        tokio::select! {
+            // A payment or cancellation that is there goes first.
+            biased;
+            () = self.cutting.cancelled() => Err(Cut::Ended),
+            frame = connection.receiver.recv() => running.on_frame(frame),
+            event = running.events.recv() => running.on_events(event),
+        }
+    }
+
+    async fn await_pay(&self, connection: &mut Connection, running: &mut Running<'_>) -> Result<(), Cut> {
+        let frame = tokio::select! {
+            biased;
+            () = self.cutting.cancelled() => return Err(Cut::Ended),
+            frame = timeout(self.limits.pay_timeout, connection.receiver.recv()) => frame,
+        };
+        match frame {
+            Ok(frame) => running.on_frame(frame),
+            Err(_) => {
+                tracing::debug!(request = %running.money.request, "a stream was not paid on and is cut");
+                Err(Cut::Ended)
+            }
+        }
+    }
+}
+
+impl Running<'_> {
+    fn on_frame(&mut self, frame: Result<ClientFrame, NetError>) -> Result<(), Cut> {
+        match frame {
+            Ok(ClientFrame::Pay(_)) if self.payments_left == 0 => {
+                tracing::debug!("a client sends payments without end; its stream is cut");
+                Err(Cut::Ended)
+            }
+            Ok(ClientFrame::Pay(pay)) => match self.money.pay(&pay.voucher, pay.grant) {
+                Ok(granted) => {
+                    self.payments_left -= 1;
+                    self.stream.on_pay(granted);
+                    Ok(())
+                }
+                Err(refused) => {
+                    tracing::debug!(message = refused.message, "a payment does not count; its stream is cut");
+                    Err(Cut::Ended)
+                }
+            },
+            Ok(ClientFrame::Cancel) => Err(Cut::Ended),
+            Ok(_) => Err(Cut::Gone(NetError::WrongPeer("a frame that does not belong into a running job".into()))),
+            Err(error) => Err(Cut::Gone(error)),
+        }
+    }
+
+    /// Takes everything that is there, so that it travels in one frame.
+    fn on_events(&mut self, first: Option<EngineEvent>) -> Result<(), Cut> {
+        let mut next = first;
+        while let Some(event) = next {
+            match event {
+                EngineEvent::Token { id } => self.stream.on_token(id),
+                EngineEvent::Done { finish } => {
+                    self.stream.on_end(finish);
+                    return Ok(());
+                }
+                EngineEvent::Failed { error: JobFailure::ShuttingDown | JobFailure::Cancelled } => {
+                    return Err(Cut::Ended);
+                }
+                EngineEvent::Failed { error } => return Err(Cut::Failed(error.to_string())),
+            }
+            next = match self.events.try_recv() {
+                Ok(event) => Some(event),
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    if self.is_held.swap(false, Ordering::AcqRel) {
+                        self.handle.wake();
+                    }
+                    return Ok(());
+                }
+                Err(mpsc::error::TryRecvError::Disconnected) => None,
+            };
+        }
+        Err(Cut::Failed("the engine died".into()))
+    }
+
+    /// Signs for the first `output_tokens` of the output; returns when that is on the disk.
+    async fn receipt(&self, output_tokens: usize, finish: Finish) -> Result<Done, Cut> {
+        let draft = Draft {
+            response_hash: response_hash(&self.stream.output()[..output_tokens], finish),
+            model_id: self.job.model_id,
+            prompt_tokens: self.terms.input_tokens,
+            output_tokens: output_tokens as u64,
+            charged: self.terms.charge_up(output_tokens as u64),
+            finish,
+        };
+        self.money.receipt(&draft).await.map_err(|error: LedgerError| {
+            tracing::error!(%error, at = unix_now(), "there is no receipt for what was served");
+            Cut::Failed("the receipt could not be stored".into())
+        })
+    }
+
+    /// The end of a job that did not run to its end.
+    async fn cut(&mut self, cut: Cut) -> Result<ProviderFrame, NetError> {
+        if let Cut::Failed(reason) = &cut {
+            tracing::error!(request = %self.money.request, reason, "a job failed");
+            return Ok(ProviderFrame::Refused(Refused::new(RefusedCode::Internal, "the provider failed")));
+        }
+        let done = match (self.stream.bill(), self.last) {
+            (Bill::LastCheckpoint, Some(last)) => Ok(last),
+            (Bill::Tokens(output_tokens), _) => self.receipt(output_tokens, Finish::Cancelled).await,
+            (Bill::LastCheckpoint, None) => unreachable!("a checkpoint was signed before it is the bill"),
+        };
+        match (cut, done) {
+            (Cut::Gone(error), _) => Err(error),
+            (_, Ok(done)) => Ok(ProviderFrame::Done(done)),
+            (_, Err(_)) => Ok(ProviderFrame::Refused(Refused::new(RefusedCode::Internal, "the provider failed"))),
+        }
+    }
+}

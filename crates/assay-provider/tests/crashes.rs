@@ -1,0 +1,195 @@
+//! What a restart finds, and what is claimed.
+
+mod support;
+
+use assay_net::{ClientFrame, RefusedCode};
+use assay_provider::{ClaimPolicy, Limits, StartError};
+use assay_types::{Amount, Finish};
+use std::time::Duration;
+use support::{Setup, World, claims, job, limits};
+
+#[tokio::test]
+async fn a_crash_keeps_every_receipt_that_was_sent_and_claims_it_later() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let finished = client.run(&job(30)).await;
+    let mut opened = client.open(&job(400)).await;
+    while opened.checkpoints.len() < 2 {
+        let before = opened.checkpoints.len();
+        client.step(&mut opened).await;
+        if opened.checkpoints.len() > before {
+            let grant = opened.terms.grant_after(opened.checkpoints[before]);
+            client.pay(&opened, grant).await;
+        }
+    }
+    drop(provider);
+    drop(client);
+    assert_eq!(world.chain.total_claimed(&world.wallet.channel.config), 0);
+
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let report = client.receipt_report(finished.done.receipt.receipt.request_hash).await;
+    assert_eq!((report.is_running, report.last), (false, Some(finished.done)));
+    let last = client.receipt_report(opened.request).await.last.unwrap();
+    assert!(last.receipt.receipt.output_tokens >= 128);
+    // Billed beyond the second checkpoint is only what a dropped connection ended before the crash did.
+    assert!(matches!(last.finish, Finish::Open | Finish::Cancelled));
+    let charged = 40 + last.receipt.receipt.charged.0;
+    assert_eq!(client.channel_report().await.charged_total, Amount(charged));
+    assert_eq!(provider.stats().await.unwrap().receipts, 2);
+
+    // The payer agrees to the unit and goes on with the same channel.
+    client.wallet.purse.lock().unwrap().on_receipt(&last.receipt.receipt).unwrap();
+    client.wallet.purse.lock().unwrap().close(opened.request).unwrap();
+    assert_eq!(world.wallet.charged_total(), charged);
+    client.run(&job(10)).await;
+    let mut again = client.open_frame(&job(400));
+    again.job = opened.job.clone();
+    assert_eq!(client.refused(again).await.code, RefusedCode::Duplicate);
+
+    drop(client);
+    let farewell = provider.shutdown().await;
+    assert_eq!(farewell.stats.charged_total, Amount(charged + 20));
+    assert_eq!(world.chain.total_claimed(&world.wallet.channel.config), charged + 20);
+    assert_eq!(world.chain.settled(), charged + 20);
+}
+
+#[tokio::test]
+async fn what_a_crash_left_unclaimed_is_claimed_at_the_next_start() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    client.run(&job(30)).await;
+    drop(provider);
+    let claimed = world.chain.claimed.notified();
+    let provider = world.start().await;
+    claimed.await;
+    assert_eq!(world.chain.total_claimed(&world.wallet.channel.config), 40);
+    provider.shutdown().await;
+    assert_eq!(world.chain.settled(), 40);
+}
+
+#[tokio::test]
+async fn a_shutdown_cuts_what_runs_and_claims_everything() {
+    let setup = Setup { limits: Limits { grace: Duration::from_millis(50), ..limits() }, ..Setup::default() };
+    let world = World::new(setup);
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let mut opened = client.open(&job(400)).await;
+    while opened.checkpoints.is_empty() {
+        client.step(&mut opened).await;
+    }
+    let mut idle = world.client(&provider).await;
+    idle.offer().await;
+    let (farewell, done) = tokio::join!(provider.shutdown(), async {
+        loop {
+            if let Some(done) = client.step(&mut opened).await {
+                break done;
+            }
+        }
+    });
+    assert_eq!((done.finish, done.receipt.receipt.output_tokens), (Finish::Open, 64));
+    assert_eq!(farewell.settled, Ok(Amount(74)));
+    assert_eq!((world.chain.settled(), farewell.stats.charged_total), (74, Amount(74)));
+    assert!(idle.next().await.is_err());
+}
+
+#[tokio::test]
+async fn a_running_job_is_finished_in_the_grace_time() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let opened = client.open(&job(300)).await;
+    let (farewell, outcome) = tokio::join!(provider.shutdown(), client.finish(opened));
+    assert_eq!((outcome.output.len(), outcome.done.finish), (300, Finish::Length));
+    assert_eq!(farewell.settled, Ok(Amount(310)));
+}
+
+#[tokio::test]
+async fn a_withdrawing_payer_is_claimed_from_and_served_no_more() {
+    let poll = ClaimPolicy { poll: Duration::from_millis(20), ..claims() };
+    let world = World::new(Setup { claims: poll, ..Setup::default() });
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    client.run(&job(30)).await;
+    world.chain.initiate_withdraw(&world.wallet.channel.config);
+    world.chain.claimed.notified().await;
+    assert_eq!(world.chain.total_claimed(&world.wallet.channel.config), 40);
+    let open = client.open_frame(&job(10));
+    assert_eq!(client.refused(open).await.code, RefusedCode::Channel);
+}
+
+#[tokio::test]
+async fn a_channel_over_the_threshold_is_claimed_at_once() {
+    let threshold = ClaimPolicy { threshold: Amount(50), ..claims() };
+    let world = World::new(Setup { claims: threshold, ..Setup::default() });
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    client.run(&job(30)).await;
+    assert_eq!(world.chain.total_claimed(&world.wallet.channel.config), 0);
+    client.run(&job(30)).await;
+    world.chain.claimed.notified().await;
+    assert_eq!(world.chain.total_claimed(&world.wallet.channel.config), 80);
+}
+
+#[tokio::test]
+async fn a_chain_that_is_down_at_the_shutdown_leaves_the_claim_to_the_next_start() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    client.run(&job(30)).await;
+    world.chain.set_down(true);
+    drop(client);
+    assert!(provider.shutdown().await.settled.is_err());
+    assert!(matches!(
+        world.setup.start(world.directory.path(), world.chain.clone()).await.map(drop),
+        Err(StartError::Chain(_))
+    ));
+    world.chain.set_down(false);
+    let provider = world.start().await;
+    assert_eq!(provider.claim().await.map(|_| world.chain.settled()), Ok(40));
+}
+
+#[tokio::test]
+async fn a_restart_registers_only_what_changed() {
+    let world = World::new(Setup::default());
+    let first = world.start().await;
+    let endpoint = format!("tcp://{}", first.address());
+    assert_eq!(world.chain.registrations(), [format!("register {endpoint}"), "stake 500".into()]);
+    first.shutdown().await;
+    let second = world.start().await;
+    let registrations = world.chain.registrations();
+    // Another free port, the same stake.
+    assert_eq!(registrations[2..], [format!("update tcp://{}", second.address())]);
+    assert_eq!(world.chain.stake(), 500);
+}
+
+#[tokio::test]
+async fn a_draining_provider_takes_no_new_connection() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let address = provider.address();
+    let mut client = world.client(&provider).await;
+    client.send(ClientFrame::OfferRequest).await;
+    client.next().await.unwrap();
+    provider.shutdown().await;
+    assert!(assay_net::connect(address, world.setup.network.chain_id, Duration::from_secs(5)).await.is_err());
+}
+
+#[tokio::test]
+async fn another_file_or_another_providers_is_left_as_it_is() {
+    let world = World::new(Setup::default());
+    let path = world.directory.path().join("provider.sqlite");
+    std::fs::write(&path, b"not a database at all, but someone's file").unwrap();
+    let error = world.setup.start(world.directory.path(), world.chain.clone()).await.map(drop).unwrap_err();
+    assert!(error.to_string().contains("it was not changed"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"not a database at all, but someone's file");
+    std::fs::remove_file(&path).unwrap();
+
+    world.start().await.shutdown().await;
+    let mut other = Setup::default();
+    other.network.chain_id += 1;
+    let error = other.start(world.directory.path(), world.chain.clone()).await.map(drop).unwrap_err();
+    assert!(error.to_string().contains("belongs to provider"), "{error}");
+}

@@ -1,0 +1,158 @@
+//! A provider with a real engine and a real socket, on a chain that is a struct in memory, and a client that pays it.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code, unused_imports)]
+
+mod client;
+mod fake_chain;
+
+pub use client::{Channel, Client, Opened, Outcome, Wallet};
+pub use fake_chain::FakeChain;
+
+use assay_chain::{NetworkAddresses, PrivateKeySigner};
+use assay_engine::{EngineOptions, Model, Replay, Runner, replay};
+use assay_gguf::Gguf;
+use assay_provider::{Chain, ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel, StartError};
+use assay_testkit::models::{TinyLlama, tiny_llama};
+use assay_types::{Address, Amount, B256, Finish, Job, ModelId, Prices, SETTLEMENT_ADDRESS, Sampling, TokenId};
+use std::{
+    path::Path,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+pub const MODEL: ModelId = ModelId(B256::repeat_byte(7));
+/// One unit a token, so that tests count in tokens: 2 for an input token, 1 for an output token.
+pub const PRICES: Prices = Prices { input_per_million: Amount(2_000_000), output_per_million: Amount(1_000_000) };
+pub const TOKEN: Address = Address::repeat_byte(0x70);
+pub const DEPOSIT: u128 = 10_000;
+/// Nothing in these tests takes so long; a deadline that is reached is a failure.
+pub const LONG: Duration = Duration::from_secs(60);
+
+static MODEL_WEIGHTS: LazyLock<Arc<Model>> = LazyLock::new(|| {
+    let bytes = tiny_llama(TinyLlama::default());
+    Model::load(&Gguf::parse(&bytes).unwrap(), &bytes).unwrap()
+});
+
+pub fn key(n: u8) -> PrivateKeySigner {
+    PrivateKeySigner::from_bytes(&B256::repeat_byte(n)).unwrap()
+}
+
+pub fn provider_key() -> PrivateKeySigner {
+    key(0x22)
+}
+
+pub fn addresses() -> NetworkAddresses {
+    NetworkAddresses {
+        chain_id: 31_337,
+        token: TOKEN,
+        registry: Address::repeat_byte(0x71),
+        model_registry: Address::repeat_byte(0x72),
+        settlement: SETTLEMENT_ADDRESS,
+        collector: Address::repeat_byte(0x73),
+    }
+}
+
+pub fn limits() -> Limits {
+    Limits {
+        greeting_timeout: LONG,
+        idle_timeout: LONG,
+        write_timeout: LONG,
+        pay_timeout: LONG,
+        grace: LONG,
+        ..Limits::default()
+    }
+}
+
+pub fn claims() -> ClaimPolicy {
+    ClaimPolicy {
+        interval: Duration::from_secs(3_600),
+        threshold: Amount(u128::MAX),
+        poll: Duration::from_secs(3_600),
+        shutdown_timeout: LONG,
+    }
+}
+
+pub struct Setup {
+    pub network: NetworkAddresses,
+    pub limits: Limits,
+    pub claims: ClaimPolicy,
+    pub engine: EngineOptions,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let engine = EngineOptions { threads: 1, ..EngineOptions::default() };
+        Self { network: addresses(), limits: limits(), claims: claims(), engine }
+    }
+}
+
+impl Setup {
+    pub async fn start(&self, directory: &Path, chain: Arc<dyn Chain>) -> Result<Provider, StartError> {
+        let config = ProviderConfig {
+            database: directory.join("provider.sqlite"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            endpoint: None,
+            signer: provider_key(),
+            network: self.network,
+            stake: Amount(500),
+            limits: self.limits,
+            claims: self.claims,
+        };
+        let model = Arc::clone(&MODEL_WEIGHTS);
+        let model = ServedModel { id: MODEL, name: "tiny".into(), model, engine: self.engine, prices: PRICES };
+        Provider::start(config, chain, vec![model]).await
+    }
+}
+
+/// A provider on a fake chain with one funded channel, and its directory.
+pub struct World {
+    pub directory: tempfile::TempDir,
+    pub chain: Arc<FakeChain>,
+    pub setup: Setup,
+    pub wallet: Arc<Wallet>,
+}
+
+impl World {
+    pub fn new(setup: Setup) -> Self {
+        let channel = Channel::new(&key(0x11), 0);
+        let chain = Arc::new(FakeChain::default());
+        chain.deposit(&channel.config, DEPOSIT);
+        let wallet = Arc::new(Wallet::new(channel, DEPOSIT));
+        Self { directory: tempfile::tempdir().unwrap(), chain, setup, wallet }
+    }
+
+    pub async fn start(&self) -> Provider {
+        self.setup.start(self.directory.path(), self.chain.clone()).await.unwrap()
+    }
+
+    pub async fn client(&self, provider: &Provider) -> Client {
+        Client::connect(provider.address(), Arc::clone(&self.wallet)).await
+    }
+}
+
+static NONCE: AtomicU64 = AtomicU64::new(1);
+
+/// A job of five prompt tokens that runs to exactly `max_tokens`.
+pub fn job(max_tokens: u32) -> Job {
+    let mut nonce = [0; 32];
+    nonce[..8].copy_from_slice(&NONCE.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+    Job {
+        model_id: MODEL,
+        prompt: vec![0, 3, 70, 80, 90],
+        prefix: vec![],
+        max_tokens,
+        sampling: Sampling { temperature_micro: 900_000, top_p_micro: 1_000_000, top_k: 0, seed: 42 },
+        stop: vec![],
+        ignore_eos: true,
+        nonce: B256::from(nonce),
+    }
+}
+
+pub fn assert_exact(job: &Job, output: &[TokenId], finish: Finish) {
+    let mut runner = Runner::new(1);
+    assert_eq!(replay(&MODEL_WEIGHTS, &mut runner, job, output, finish), Ok(Replay::Exact));
+}
