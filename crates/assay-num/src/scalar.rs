@@ -149,17 +149,23 @@ pub(crate) fn inverse_rms(sum_of_squares: f32, n: usize, eps: f32) -> f32 {
 ///
 /// A pair (a, b) with cosine c and sine s becomes `(fma(a, c, -(b * s)), fma(a, s, b * c))`.
 /// Pair i is (2i, 2i+1) for `Interleaved`, (i, i + rope_dims/2) for `Halves`.
+#[inline(always)] // Into the vector kernels, where `fma` is an instruction.
 pub fn rope(head: &mut [f32], pos: usize, table: &RopeTable, style: RopeStyle) {
-    let half = table.rope_dims() / 2;
     let (cos, sin) = table.at(pos);
-    for i in 0..half {
-        let (ia, ib) = match style {
-            RopeStyle::Interleaved => (2 * i, 2 * i + 1),
-            RopeStyle::Halves => (i, i + half),
-        };
-        let (a, b) = (head[ia], head[ib]);
-        head[ia] = fma(a, cos[i], -(b * sin[i]));
-        head[ib] = fma(a, sin[i], b * cos[i]);
+    let turns = cos.iter().zip(sin);
+    let rotate = |a: &mut f32, b: &mut f32, c: f32, s: f32| {
+        (*a, *b) = (fma(*a, c, -(*b * s)), fma(*a, s, *b * c));
+    };
+    let rotated = &mut head[..table.rope_dims()];
+    match style {
+        RopeStyle::Interleaved => {
+            let (pairs, _) = rotated.as_chunks_mut::<2>();
+            pairs.iter_mut().zip(turns).for_each(|([a, b], (&c, &s))| rotate(a, b, c, s));
+        }
+        RopeStyle::Halves => {
+            let (first, second) = rotated.split_at_mut(cos.len());
+            first.iter_mut().zip(second).zip(turns).for_each(|((a, b), (&c, &s))| rotate(a, b, c, s));
+        }
     }
 }
 

@@ -21,9 +21,6 @@ use std::thread::{self, JoinHandle, Thread};
 
 use crate::float_env;
 
-/// Most threads a team may have.
-pub const MAX_THREADS: usize = 256;
-
 /// Rounds of spinning before a thread parks: around 50 us, longer than the gap between two layers'
 /// jobs, short enough to be harmless when the engine has nothing to do.
 const SPINS: usize = 2_000;
@@ -90,12 +87,13 @@ struct Slot {
 unsafe impl Sync for Shared {}
 
 impl Team {
-    /// A team of `n_threads` (clamped to 1..=[`MAX_THREADS`]), the caller included: `n_threads - 1` threads start.
-    ///
-    /// # Panics
-    /// If the operating system refuses a thread.
+    /// Most threads a team may have.
+    pub const MAX_THREADS: usize = 256;
+
+    /// A team of `n_threads` (clamped to 1..=[`Team::MAX_THREADS`]), the caller included: `n_threads - 1` threads start.
+    /// If the operating system refuses one, the team stays smaller, see [`Team::threads`].
     pub fn new(n_threads: usize) -> Team {
-        let n_workers = n_threads.clamp(1, MAX_THREADS) - 1;
+        let n_workers = n_threads.clamp(1, Self::MAX_THREADS) - 1;
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
@@ -107,12 +105,9 @@ impl Team {
             panic: Mutex::new(None),
         });
         let workers = (0..n_workers)
-            .map(|i| {
+            .map_while(|i| {
                 let shared = Arc::clone(&shared);
-                thread::Builder::new()
-                    .name(format!("assay-num-{}", i + 1))
-                    .spawn(move || shared.work(i))
-                    .expect("the operating system refused a thread")
+                thread::Builder::new().name(format!("assay-num-{}", i + 1)).spawn(move || shared.work(i)).ok()
             })
             .collect();
         Team { shared, workers, not_sync: PhantomData }
