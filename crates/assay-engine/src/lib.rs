@@ -25,7 +25,9 @@ mod sequence;
 pub mod throughput;
 
 pub use config::{ConfigError, LlamaConfig, limits};
-pub use engine::{Engine, EngineOptions, EngineStats, JobHandle, Shutdown, StartError, SubmitError, job_limits};
+pub use engine::{
+    Engine, EngineOptions, EngineStats, JobHandle, Shutdown, StartError, SubmitError, job_limits, threads_for,
+};
 pub use forward::{LOGIT_ROWS, Runner, Slice};
 pub use kv::{KvPool, KvSeq, KvShape};
 pub use model::{CONTEXT_MAX_DEFAULT, LoadError, LoadOptions, Model};
