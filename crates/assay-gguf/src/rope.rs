@@ -5,8 +5,8 @@ use crate::ggml::GgmlType;
 use crate::gguf::{Gguf, GgufError, TensorInfo};
 use assay_num::{RopeTable, RopeTableError};
 
-/// Widest rotated part of a head; published models have 64 to 256.
-const ROPE_DIMS_MAX: u32 = 1024;
+/// Widest rotated part of a head, the widest that published models have; bounds the memory of the table.
+const ROPE_DIMS_MAX: u32 = 256;
 
 /// Why a file has no usable table.
 #[derive(Debug, thiserror::Error)]
@@ -56,11 +56,7 @@ pub fn rope_table(gguf: &Gguf, bytes: &[u8], positions_max: u32) -> Result<RopeT
     };
     if dims == 0 || dims % 2 != 0 || dims > ROPE_DIMS_MAX {
         let key = key("rope.dimension_count");
-        return Err(RopeError::Value {
-            key,
-            found: dims.to_string(),
-            reason: "expected an even width of at most 1024",
-        });
+        return Err(RopeError::Value { key, found: dims.to_string(), reason: "expected an even width of at most 256" });
     }
     let theta = gguf.f32(&key("rope.freq_base"))?.unwrap_or(10_000.0);
     let factor = match gguf.str(&key("rope.scaling.type"))? {
@@ -177,6 +173,12 @@ mod tests {
                 w.set("llama.rope.dimension_count", 7_u32);
             },
             "dimension_count is 7",
+        );
+        check(
+            |w| {
+                w.set("llama.rope.dimension_count", 258_u32);
+            },
+            "dimension_count is 258",
         );
         check(
             |w| {
