@@ -134,9 +134,7 @@ contract Vectors is Base {
             name: "another deployment, all fields zero",
             chainId: 1,
             settlement: 0x00000000000000000000000000000000000000AA,
-            config: IBatchSettlement.ChannelConfig(
-                address(0), address(0), address(0), address(0), address(0), 0, 0
-            ),
+            config: IBatchSettlement.ChannelConfig(address(0), address(0), address(0), address(0), address(0), 0, 0),
             payerKey: 1,
             receiverAuthorizerKey: 2,
             maxClaimableAmount: 0,
@@ -207,13 +205,8 @@ contract Vectors is Base {
             providerKey: CURVE_ORDER - 1
         });
         ReceiptLib.Receipt memory zero;
-        cases[2] = ReceiptCase({
-            name: "all fields zero",
-            chainId: 1,
-            registry: address(0),
-            receipt: zero,
-            providerKey: 1
-        });
+        cases[2] =
+            ReceiptCase({name: "all fields zero", chainId: 1, registry: address(0), receipt: zero, providerKey: 1});
     }
 
     // ------------------------------------------------------------------ how it is written
@@ -321,11 +314,11 @@ contract Vectors is Base {
         );
     }
 
-    function _authorizationDigest(
-        ChannelCase memory c,
-        DepositCase memory d,
-        bytes32 nonce
-    ) private pure returns (bytes32) {
+    function _authorizationDigest(ChannelCase memory c, DepositCase memory d, bytes32 nonce)
+        private
+        pure
+        returns (bytes32)
+    {
         bytes32 domain = keccak256(
             abi.encode(
                 keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
@@ -338,9 +331,8 @@ contract Vectors is Base {
         bytes32 typehash = keccak256(
             "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
         );
-        bytes32 structHash = keccak256(
-            abi.encode(typehash, c.config.payer, d.collector, d.amount, d.validAfter, d.validBefore, nonce)
-        );
+        bytes32 structHash =
+            keccak256(abi.encode(typehash, c.config.payer, d.collector, d.amount, d.validAfter, d.validBefore, nonce));
         return keccak256(abi.encodePacked(hex"1901", domain, structHash));
     }
 

@@ -56,12 +56,10 @@ contract BatchSettlement is IBatchSettlement, IERC5267, Multicall, ReentrancyGua
     // ------------------------------------------------------------------ deposits
 
     /// @inheritdoc IBatchSettlement
-    function deposit(
-        ChannelConfig calldata config,
-        uint128 amount,
-        address collector,
-        bytes calldata collectorData
-    ) external nonReentrant {
+    function deposit(ChannelConfig calldata config, uint128 amount, address collector, bytes calldata collectorData)
+        external
+        nonReentrant
+    {
         _requireValid(config);
         if (amount == 0) revert ZeroDeposit();
         if (collector == address(0)) revert InvalidCollector();
@@ -96,10 +94,10 @@ contract BatchSettlement is IBatchSettlement, IERC5267, Multicall, ReentrancyGua
     }
 
     /// @inheritdoc IBatchSettlement
-    function claimWithSignature(
-        VoucherClaim[] calldata voucherClaims,
-        bytes calldata authorizerSignature
-    ) external nonReentrant {
+    function claimWithSignature(VoucherClaim[] calldata voucherClaims, bytes calldata authorizerSignature)
+        external
+        nonReentrant
+    {
         if (voucherClaims.length == 0) revert EmptyBatch();
 
         bytes32 domain = _domainSeparator();
@@ -182,11 +180,9 @@ contract BatchSettlement is IBatchSettlement, IERC5267, Multicall, ReentrancyGua
         bytes32 channelId = _channelId(domain, config);
         if (nonce != refundNonce[channelId]) revert InvalidRefundNonce();
         bytes32 digest = _refundDigest(domain, channelId, nonce, amount);
-        if (
-            !SignatureChecker.isValidSignatureNowCalldata(
+        if (!SignatureChecker.isValidSignatureNowCalldata(
                 config.receiverAuthorizer, digest, receiverAuthorizerSignature
-            )
-        ) revert InvalidSignature();
+            )) revert InvalidSignature();
         _refund(channelId, config, amount);
     }
 
@@ -307,9 +303,8 @@ contract BatchSettlement is IBatchSettlement, IERC5267, Multicall, ReentrancyGua
     }
 
     function _domainSeparator() private view returns (bytes32) {
-        return keccak256(
-            abi.encode(DOMAIN_TYPEHASH, DOMAIN_NAME_HASH, DOMAIN_VERSION_HASH, block.chainid, address(this))
-        );
+        return
+            keccak256(abi.encode(DOMAIN_TYPEHASH, DOMAIN_NAME_HASH, DOMAIN_VERSION_HASH, block.chainid, address(this)));
     }
 
     function _channelId(bytes32 domain, ChannelConfig calldata config) private pure returns (bytes32) {
@@ -320,20 +315,20 @@ contract BatchSettlement is IBatchSettlement, IERC5267, Multicall, ReentrancyGua
         return MessageHashUtils.toTypedDataHash(domain, keccak256(abi.encode(VOUCHER_TYPEHASH, channelId, ceiling)));
     }
 
-    function _refundDigest(
-        bytes32 domain,
-        bytes32 channelId,
-        uint256 nonce,
-        uint128 amount
-    ) private pure returns (bytes32) {
+    function _refundDigest(bytes32 domain, bytes32 channelId, uint256 nonce, uint128 amount)
+        private
+        pure
+        returns (bytes32)
+    {
         return
             MessageHashUtils.toTypedDataHash(domain, keccak256(abi.encode(REFUND_TYPEHASH, channelId, nonce, amount)));
     }
 
-    function _claimBatchDigest(
-        bytes32 domain,
-        VoucherClaim[] calldata rows
-    ) private pure returns (bytes32 digest, bytes32[] memory channelIds) {
+    function _claimBatchDigest(bytes32 domain, VoucherClaim[] calldata rows)
+        private
+        pure
+        returns (bytes32 digest, bytes32[] memory channelIds)
+    {
         channelIds = new bytes32[](rows.length);
         bytes32[] memory entries = new bytes32[](rows.length);
         for (uint256 i = 0; i < rows.length; ++i) {

@@ -25,21 +25,16 @@ contract Erc3009Collector is IDepositCollector {
 
     /// @inheritdoc IDepositCollector
     /// @param collectorData `abi.encode(uint256 validAfter, uint256 validBefore, uint256 salt, bytes signature)`.
-    function collect(
-        address payer,
-        address token,
-        uint256 amount,
-        bytes32 channelId,
-        bytes calldata collectorData
-    ) external {
+    function collect(address payer, address token, uint256 amount, bytes32 channelId, bytes calldata collectorData)
+        external
+    {
         if (msg.sender != x402BatchSettlement) revert OnlyX402BatchSettlement();
 
         (uint256 validAfter, uint256 validBefore, uint256 salt, bytes memory signature) =
             abi.decode(collectorData, (uint256, uint256, uint256, bytes));
         bytes32 nonce = keccak256(abi.encode(channelId, salt));
-        IERC3009(token).receiveWithAuthorization(
-            payer, address(this), amount, validAfter, validBefore, nonce, signature
-        );
+        IERC3009(token)
+            .receiveWithAuthorization(payer, address(this), amount, validAfter, validBefore, nonce, signature);
         IERC20(token).safeTransfer(msg.sender, amount);
     }
 }

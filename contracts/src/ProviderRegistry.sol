@@ -159,7 +159,8 @@ contract ProviderRegistry is IProviderRegistry {
         uint256 cap = stakeBefore * maxSlashBps / BPS;
         // A withdrawal inside the window lowers the cap, possibly below what was already taken.
         if (cap <= taken) return 0;
-        // At most active + unbonding, which is at most the token's supply.
+        // At most active + unbonding, which is at most the token's supply, which fits.
+        // forge-lint: disable-next-line(unsafe-typecast)
         return uint128(cap - taken);
     }
 

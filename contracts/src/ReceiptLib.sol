@@ -11,9 +11,10 @@ import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/Messa
 library ReceiptLib {
     /// @param channelId The payment channel that was charged.
     /// @param requestHash Commitment to everything that was asked.
-    /// @param responseHash Commitment to everything that was answered.
-    /// @param charged Token base units for this request.
-    /// @param chargedTotal Token base units charged to the channel so far, this request included.
+    /// @param responseHash Commitment to the first `outputTokens` tokens of the answer: a provider may sign several
+    /// receipts for one request as it goes on, but only one for each length.
+    /// @param charged Token base units for this request so far.
+    /// @param chargedTotal Token base units for the channel so far, this request included.
     /// @param issuedAt Unix seconds.
     struct Receipt {
         bytes32 channelId;
@@ -47,11 +48,7 @@ library ReceiptLib {
 
     /// @notice The operator that signed.
     /// @dev Reverts with ECDSA's error on a signature that is not 65 bytes, has a high `s`, or recovers to nobody.
-    function recover(
-        Receipt memory receipt,
-        bytes32 domain,
-        bytes memory signature
-    ) internal pure returns (address) {
+    function recover(Receipt memory receipt, bytes32 domain, bytes memory signature) internal pure returns (address) {
         return ECDSA.recover(digest(receipt, domain), signature);
     }
 }

@@ -110,9 +110,8 @@ contract TestUSD is ERC20, EIP712, Ownable, IERC3009 {
         bytes memory signature
     ) public {
         if (msg.sender != to) revert CallerMustBePayee(to);
-        bytes32 structHash = keccak256(
-            abi.encode(RECEIVE_WITH_AUTHORIZATION_TYPEHASH, from, to, value, validAfter, validBefore, nonce)
-        );
+        bytes32 structHash =
+            keccak256(abi.encode(RECEIVE_WITH_AUTHORIZATION_TYPEHASH, from, to, value, validAfter, validBefore, nonce));
         _requireTimely(validAfter, validBefore);
         _spendNonce(from, nonce, structHash, signature);
         emit AuthorizationUsed(from, nonce);

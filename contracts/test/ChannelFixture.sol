@@ -102,17 +102,18 @@ abstract contract ChannelFixture is Base {
         });
     }
 
-    function _rows(
-        IBatchSettlement.VoucherClaim memory row
-    ) internal pure returns (IBatchSettlement.VoucherClaim[] memory rows) {
+    function _rows(IBatchSettlement.VoucherClaim memory row)
+        internal
+        pure
+        returns (IBatchSettlement.VoucherClaim[] memory rows)
+    {
         rows = new IBatchSettlement.VoucherClaim[](1);
         rows[0] = row;
     }
 
     /// @dev One channel's claim, signed by the payer's authorizer, submitted by the receiver.
     function _claim(IBatchSettlement.ChannelConfig memory config, uint128 ceiling, uint128 totalClaimed) internal {
-        IBatchSettlement.VoucherClaim[] memory rows =
-            _rows(_row(config, PAYER_AUTHORIZER_KEY, ceiling, totalClaimed));
+        IBatchSettlement.VoucherClaim[] memory rows = _rows(_row(config, PAYER_AUTHORIZER_KEY, ceiling, totalClaimed));
         vm.prank(config.receiver);
         settlement.claim(rows);
     }

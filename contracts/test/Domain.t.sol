@@ -11,9 +11,7 @@ contract DomainTest is ChannelFixture {
         keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
 
     function _domain(uint256 chain, address at) private pure returns (bytes32) {
-        return keccak256(
-            abi.encode(DOMAIN_TYPEHASH, keccak256("x402 Batch Settlement"), keccak256("1"), chain, at)
-        );
+        return keccak256(abi.encode(DOMAIN_TYPEHASH, keccak256("x402 Batch Settlement"), keccak256("1"), chain, at));
     }
 
     function _typed(bytes32 domain, bytes32 structHash) private pure returns (bytes32) {
@@ -120,8 +118,7 @@ contract DomainTest is ChannelFixture {
         IBatchSettlement.VoucherClaim[] memory rows = _rows(_row(config, PAYER_AUTHORIZER_KEY, 30, 30));
         bytes[] memory calls = new bytes[](3);
         calls[0] = abi.encodeCall(
-            settlement.claimWithSignature,
-            (rows, _sign(RECEIVER_AUTHORIZER_KEY, settlement.getClaimBatchDigest(rows)))
+            settlement.claimWithSignature, (rows, _sign(RECEIVER_AUTHORIZER_KEY, settlement.getClaimBatchDigest(rows)))
         );
         calls[1] = abi.encodeCall(
             settlement.refundWithSignature,

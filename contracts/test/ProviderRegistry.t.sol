@@ -63,12 +63,7 @@ abstract contract RegistryFixture is Base {
 }
 
 contract ProviderIdentityTest is RegistryFixture {
-    function testFuzz_registerUpdateDeregister(
-        address who,
-        uint256 length,
-        bytes32 key,
-        bytes32 terms
-    ) public {
+    function testFuzz_registerUpdateDeregister(address who, uint256 length, bytes32 key, bytes32 terms) public {
         vm.assume(key != 0);
         string memory endpoint = string(new bytes(_bound(length, 1, 256)));
         vm.expectEmit(address(registry));
@@ -283,9 +278,7 @@ contract StakeTest is RegistryFixture {
     function testFuzz_revert_unstakeMoreThanActive(uint256 seed) public {
         uint128 asked = _amount(seed, 101, type(uint128).max);
         _stake(100);
-        vm.expectRevert(
-            abi.encodeWithSelector(IProviderRegistry.InsufficientStake.selector, asked, uint128(100))
-        );
+        vm.expectRevert(abi.encodeWithSelector(IProviderRegistry.InsufficientStake.selector, asked, uint128(100)));
         _requestUnstake(asked);
     }
 

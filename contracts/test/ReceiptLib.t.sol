@@ -19,11 +19,10 @@ contract ReceiptLibTest is Base {
         );
     }
 
-    function testFuzz_digestIsTheTypedDataHash(
-        ReceiptLib.Receipt memory r,
-        uint256 chainId,
-        address registry
-    ) public pure {
+    function testFuzz_digestIsTheTypedDataHash(ReceiptLib.Receipt memory r, uint256 chainId, address registry)
+        public
+        pure
+    {
         bytes32 typehash = keccak256(
             "Receipt(bytes32 channelId,bytes32 requestHash,bytes32 responseHash,bytes32 modelId,uint64 promptTokens,uint64 outputTokens,uint128 charged,uint128 chargedTotal,uint64 issuedAt)"
         );
@@ -35,9 +34,7 @@ contract ReceiptLibTest is Base {
         );
         bytes32 domain = ReceiptLib.domainSeparator(chainId, registry);
         vm.assertEq(domain, _domain(chainId, registry), "domain");
-        vm.assertEq(
-            ReceiptLib.digest(r, domain), keccak256(abi.encodePacked(hex"1901", domain, structHash)), "digest"
-        );
+        vm.assertEq(ReceiptLib.digest(r, domain), keccak256(abi.encodePacked(hex"1901", domain, structHash)), "digest");
     }
 
     function testFuzz_recoversTheSigner(ReceiptLib.Receipt memory r, uint256 key) public pure {

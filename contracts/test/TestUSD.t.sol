@@ -54,9 +54,8 @@ contract TestUSDTest is Base {
                 "(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
             )
         );
-        return _sign(
-            FROM_KEY, _digest(keccak256(abi.encode(typehash, signer, to, value, validAfter, validBefore, NONCE)))
-        );
+        return
+            _sign(FROM_KEY, _digest(keccak256(abi.encode(typehash, signer, to, value, validAfter, validBefore, NONCE))));
     }
 
     function _cancellation() private view returns (bytes memory) {

@@ -121,9 +121,7 @@ contract VectorsTest is Vectors {
         });
         settlement.claimWithSignature(rows, vm.parseJsonBytes(json, ".channels[0].claimBatchSignature"));
         uint128 refund = _uint128("channels", 0, "refundAmount");
-        settlement.refundWithSignature(
-            config, refund, 0, vm.parseJsonBytes(json, ".channels[0].refundSignature")
-        );
+        settlement.refundWithSignature(config, refund, 0, vm.parseJsonBytes(json, ".channels[0].refundSignature"));
         (uint128 left, uint128 claimed) = settlement.channels(vm.parseJsonBytes32(json, ".channels[0].channelId"));
         vm.assertEq(left, balance - refund, "balance");
         vm.assertEq(claimed, rows[0].totalClaimed, "claimed");
@@ -138,9 +136,7 @@ contract VectorsTest is Vectors {
             );
             vm.assertEq(domain, vm.parseJsonBytes32(json, _at("receipts", n, "domainSeparator")), "domain");
             ReceiptLib.Receipt memory r = _receipt(n);
-            vm.assertEq(
-                ReceiptLib.digest(r, domain), vm.parseJsonBytes32(json, _at("receipts", n, "digest")), "digest"
-            );
+            vm.assertEq(ReceiptLib.digest(r, domain), vm.parseJsonBytes32(json, _at("receipts", n, "digest")), "digest");
             bytes memory signature = vm.parseJsonBytes(json, _at("receipts", n, "signature"));
             address provider = vm.parseJsonAddress(json, _at("receipts", n, "provider"));
             vm.assertEq(ReceiptLib.recover(r, domain, signature), provider, "provider");

@@ -247,6 +247,18 @@ contract RefundTest is ChannelFixture {
         _assertChannel(id, DEPOSIT - refunded, 0);
     }
 
+    function test_refundOfExactlyThePendingWithdrawalEndsIt() public {
+        IBatchSettlement.ChannelConfig memory config = _config();
+        _deposit(config, DEPOSIT);
+        vm.prank(payer);
+        settlement.initiateWithdraw(config, 10);
+        vm.prank(receiver);
+        settlement.refund(config, 10);
+        _assertWithdrawal(_id(config), 0, 0);
+        vm.prank(payer);
+        settlement.initiateWithdraw(config, 5);
+    }
+
     function test_emptyRefundUsesUpTheNonceAndMovesNothing() public {
         IBatchSettlement.ChannelConfig memory config = _config();
         bytes32 id = _id(config);

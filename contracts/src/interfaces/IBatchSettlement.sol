@@ -112,12 +112,8 @@ interface IBatchSettlement {
     /// @notice Escrows `amount` of the payer's tokens; the first deposit creates the channel.
     /// @dev Anyone may submit it: what the payer agreed to is checked by the collector and the token.
     /// @param collector Warning: chosen by the caller. It only ever sees what the payer authorised it to move.
-    function deposit(
-        ChannelConfig calldata config,
-        uint128 amount,
-        address collector,
-        bytes calldata collectorData
-    ) external;
+    function deposit(ChannelConfig calldata config, uint128 amount, address collector, bytes calldata collectorData)
+        external;
 
     /// @notice Books vouchers of any number of channels; no token moves.
     /// @dev The caller must be `receiver` or `receiverAuthorizer` of every row. A row that does not raise
@@ -158,10 +154,10 @@ interface IBatchSettlement {
 
     function pendingWithdrawals(bytes32 channelId) external view returns (uint128 amount, uint40 initiatedAt);
 
-    function receivers(
-        address receiver,
-        address token
-    ) external view returns (uint128 totalClaimed, uint128 totalSettled);
+    function receivers(address receiver, address token)
+        external
+        view
+        returns (uint128 totalClaimed, uint128 totalSettled);
 
     /// @notice Typed-data hash of the configuration, bound to this chain and this contract.
     function getChannelId(ChannelConfig calldata config) external view returns (bytes32);

@@ -11,11 +11,6 @@ interface IDepositCollector {
     /// @param amount Token base units.
     /// @param channelId The channel that is credited; a collector binds it into what the payer signed.
     /// @param collectorData Whatever this collector needs, ABI-encoded.
-    function collect(
-        address payer,
-        address token,
-        uint256 amount,
-        bytes32 channelId,
-        bytes calldata collectorData
-    ) external;
+    function collect(address payer, address token, uint256 amount, bytes32 channelId, bytes calldata collectorData)
+        external;
 }

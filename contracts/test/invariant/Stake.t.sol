@@ -55,7 +55,7 @@ contract StakeInvariants is Base {
             IProviderRegistry.Stake memory s = IProviderRegistry(registry).stakeDetails(who);
             uint256 inside = uint256(s.active) + s.unbonding;
             vm.assertEq(inside, b.staked - b.withdrawn - b.slashed, "stake is what went in and did not come out");
-            vm.assertEq(IERC20(token).balanceOf(who), funds - b.staked + b.withdrawn, "operator's own tokens");
+            vm.assertEq(IERC20(token).balanceOf(who), funds + b.withdrawn - b.staked, "operator's own tokens");
             vm.assertLe(IProviderRegistry(registry).slashableOf(who), inside, "never more than there is");
             held += inside;
             slashed += b.slashed;

@@ -10,7 +10,6 @@ import {IDepositCollector} from "../../src/interfaces/IDepositCollector.sol";
 contract SkewedCollector is IDepositCollector {
     function collect(address, address token, uint256 amount, bytes32, bytes calldata collectorData) external {
         int256 skew = abi.decode(collectorData, (int256));
-        // forge-lint: disable-next-line(unsafe-typecast)
         IERC20(token).transfer(msg.sender, uint256(int256(amount) + skew));
     }
 }
