@@ -179,6 +179,22 @@ async fn http_limits_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_on_which_nothing_moves_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = setup::options();
+    options.idle_timeout = std::time::Duration::from_millis(20);
+    let chain = EmbeddedChain::open(dir.path(), &setup::genesis(), options).unwrap();
+    let server = Server::start(&chain).await;
+    for half in ["", "POST / HTTP/1.1\r\nhost:", "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+        // Returns only when the server has closed.
+        stream.read_to_end(&mut Vec::new()).await.ok();
+    }
+    assert_eq!(server.post(br#"{"jsonrpc":"2.0","id":1,"method":"eth_chainId"}"#).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_client_works_over_http_and_in_process_alike() {
     let world = World::start().await;
     let server = Server::start(&world.chain).await;
@@ -277,6 +293,18 @@ async fn nonces_are_used_once_and_in_order() {
     assert_eq!(receipt(&chain, second).await["status"], "0x1");
     assert_eq!(count(&chain, me.address(), "latest"), "0x4");
     assert_eq!(chain.dispatch("eth_getBalance", json!([key(7).address()])).unwrap(), "0x4");
+}
+
+#[tokio::test]
+async fn a_closed_chain_has_sealed_what_it_took_and_takes_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = open(dir.path());
+    let hash = send(&chain, &signed(transfer(0), &key(1))).unwrap();
+    chain.close();
+    let receipt = chain.dispatch("eth_getTransactionReceipt", json!([hash])).unwrap();
+    assert_eq!(receipt["status"], "0x1");
+    assert_eq!(send(&chain, &signed(transfer(1), &key(1))).unwrap_err(), "the chain is closed");
+    chain.close();
 }
 
 #[tokio::test]
@@ -461,7 +489,7 @@ async fn logs_are_found_by_address_topic_and_block() {
         (&one["blockNumber"], &one["logIndex"], &one["removed"]),
         (&json!(format!("{:#x}", start + 2)), &json!("0x0"), &json!(false))
     );
-    assert_eq!(logs(json!({ "blockHash": one["blockHash"] })), [one.clone()]);
+    assert_eq!(logs(json!({ "blockHash": one["blockHash"] })), std::slice::from_ref(one));
     let receipts = world.chain.dispatch("eth_getBlockReceipts", json!([one["blockHash"]])).unwrap();
     assert_eq!(receipts[0]["logs"][0], *one);
 }

@@ -66,6 +66,8 @@ pub struct ClientOptions {
     pub attempts: u32,
     /// Pause before the second try; it doubles each time.
     pub retry_pause: Duration,
+    /// A transaction that is in no block after so long is sent again if the endpoint does not know it any more.
+    pub resend_after: Duration,
     /// How long to wait for a transaction to be in a block.
     pub receipt_timeout: Duration,
 }
@@ -76,6 +78,7 @@ impl Default for ClientOptions {
             chain_id: None,
             attempts: 4,
             retry_pause: Duration::from_millis(200),
+            resend_after: Duration::from_secs(2),
             receipt_timeout: Duration::from_secs(90),
         }
     }
@@ -94,8 +97,6 @@ struct Inner {
 /// First pause between looks for a receipt; it grows to [`POLL_PAUSE_MAX`].
 const POLL_PAUSE: Duration = Duration::from_millis(4);
 const POLL_PAUSE_MAX: Duration = Duration::from_millis(500);
-/// A transaction that is unknown after so long is sent again.
-const RESEND_AFTER: Duration = Duration::from_secs(2);
 
 impl ChainClient {
     /// Connects; asks for the chain id. Must be called inside a tokio runtime.
@@ -251,7 +252,8 @@ impl ChainClient {
     async fn wait_for_receipt(&self, sent: &sender::Sent) -> Result<TransactionReceipt, ChainError> {
         let timeout = self.0.rpc.options.receipt_timeout;
         let started = Instant::now();
-        let mut resend_at = started + RESEND_AFTER;
+        let resend_after = self.0.rpc.options.resend_after;
+        let mut resend_at = started + resend_after;
         let mut pause = POLL_PAUSE;
         loop {
             let receipt: Option<TransactionReceipt> =
@@ -263,7 +265,7 @@ impl ChainClient {
                 return Err(ChainError::ReceiptTimeout { hash: sent.hash, waited_s: timeout.as_secs() });
             }
             if Instant::now() >= resend_at {
-                resend_at = Instant::now() + RESEND_AFTER;
+                resend_at = Instant::now() + resend_after;
                 self.resend_if_forgotten(sent).await?;
             }
             tokio::time::sleep(pause).await;

@@ -8,9 +8,9 @@ use assay_types::{Amount, ProviderId};
 use std::collections::HashSet;
 
 /// Rows of one page; the contract's own limit.
-const PAGE_ROWS: u64 = 100;
+const PAGE_ROWS: usize = 100;
 /// Providers that are listed at most; a page past it is not read.
-const PROVIDERS_MAX: u64 = 10_000;
+const PROVIDERS_MAX: usize = 10_000;
 
 /// What a provider publishes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -213,7 +213,7 @@ impl Registry {
         for _ in 0..3 {
             let before = self.client.block_number().await?;
             listings = self.read_pages().await?;
-            if listings.len() < usize::try_from(PAGE_ROWS).unwrap_or(0) || self.client.block_number().await? == before {
+            if listings.len() < PAGE_ROWS || self.client.block_number().await? == before {
                 break;
             }
         }
@@ -223,10 +223,10 @@ impl Registry {
     async fn read_pages(&self) -> Result<Vec<Listing>, ChainError> {
         let mut listings = Vec::new();
         let mut seen = HashSet::new();
-        for offset in (0..PROVIDERS_MAX).step_by(100) {
+        for offset in (0..PROVIDERS_MAX).step_by(PAGE_ROWS) {
             let call = ProviderRegistry::providersPageCall { offset: U256::from(offset), limit: U256::from(PAGE_ROWS) };
             let page = self.client.call(self.address, &call).await?;
-            let is_last = (page.len() as u64) < PAGE_ROWS;
+            let is_last = page.len() < PAGE_ROWS;
             for row in page.into_iter().filter(|row| seen.insert(row.operator)) {
                 listings.push(Listing {
                     provider: ProviderId(row.operator),

@@ -7,12 +7,13 @@ use alloy_primitives::{B256, Bytes, TxKind, U64, U256};
 use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use serde_json::{Value, json};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Transactions that wait to be signed; more callers wait for a place.
 const QUEUE_MAX: usize = 64;
-/// How often a nonce that somebody else used is replaced.
-const NONCE_ATTEMPTS: usize = 4;
+/// How often a nonce that another user of the key took is replaced; each time one of the two gets on.
+const NONCE_ATTEMPTS: u32 = 16;
 
 pub(super) enum Job {
     Send(Send, oneshot::Sender<Result<Sent, ChainError>>),
@@ -31,6 +32,12 @@ pub(super) struct Send {
 pub(super) struct Sent {
     pub hash: B256,
     pub raw: Bytes,
+}
+
+struct Terms {
+    max_fee: u128,
+    tip: u128,
+    gas_limit_max: u64,
 }
 
 /// Starts the task; it ends when the last client with this queue is gone.
@@ -61,11 +68,11 @@ struct Sender {
 
 impl Sender {
     async fn send(&mut self, send: &Send) -> Result<Sent, ChainError> {
-        let (max_fee, tip) = self.fees().await?;
+        let terms = self.terms().await?;
         let mut refused = String::new();
-        for _ in 0..NONCE_ATTEMPTS {
+        for attempt in 0..NONCE_ATTEMPTS {
             let nonce = self.next_nonce().await?;
-            let sent = self.sign(send, nonce, max_fee, tip)?;
+            let sent = self.sign(send, nonce, &terms)?;
             match self.rpc.request::<_, B256>("eth_sendRawTransaction", (&sent.raw,)).await {
                 Ok(_) => {}
                 Err(ChainError::Refused { message, .. }) if is_known(&message) => {}
@@ -76,6 +83,8 @@ impl Sender {
                         tracing::debug!(nonce, %message, "nonce refused, asking for the next one");
                         self.nonce = None;
                         refused = message;
+                        // Growing pauses let the other side finish its burst.
+                        tokio::time::sleep(Duration::from_millis(1 << attempt.min(7))).await;
                         continue;
                     }
                 }
@@ -100,21 +109,29 @@ impl Sender {
         }
     }
 
-    /// Highest price and tip per gas: twice the base fee, so the transaction survives a few full blocks.
-    async fn fees(&self) -> Result<(u128, u128), ChainError> {
-        let base = self.rpc.latest_block().await?.header.inner.base_fee_per_gas.unwrap_or(0);
-        let tip: U256 = self.rpc.request("eth_maxPriorityFeePerGas", ()).await?;
-        let tip = u128::try_from(tip).unwrap_or(u128::MAX);
-        Ok((u128::from(base).saturating_mul(2).saturating_add(tip), tip))
+    /// Price per gas: twice the base fee and the tip, so the transaction survives a few full blocks.
+    async fn terms(&self) -> Result<Terms, ChainError> {
+        let block = self.rpc.latest_block().await?.header.inner;
+        let base = u128::from(block.base_fee_per_gas.unwrap_or(0));
+        let tip = match self.rpc.request::<_, U256>("eth_maxPriorityFeePerGas", ()).await {
+            Ok(tip) => u128::try_from(tip).unwrap_or(u128::MAX),
+            // Not every endpoint has it; what the gas price is above the base fee is the tip.
+            Err(ChainError::Refused { .. }) => {
+                let price: U256 = self.rpc.request("eth_gasPrice", ()).await?;
+                u128::try_from(price).unwrap_or(u128::MAX).saturating_sub(base)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Terms { max_fee: base.saturating_mul(2).saturating_add(tip), tip, gas_limit_max: block.gas_limit })
     }
 
-    fn sign(&self, send: &Send, nonce: u64, max_fee: u128, tip: u128) -> Result<Sent, ChainError> {
+    fn sign(&self, send: &Send, nonce: u64, terms: &Terms) -> Result<Sent, ChainError> {
         let transaction = TxEip1559 {
             chain_id: self.rpc.chain_id,
             nonce,
-            gas_limit: send.gas_limit,
-            max_fee_per_gas: max_fee,
-            max_priority_fee_per_gas: tip,
+            gas_limit: send.gas_limit.min(terms.gas_limit_max),
+            max_fee_per_gas: terms.max_fee,
+            max_priority_fee_per_gas: terms.tip,
             to: send.to,
             value: send.value,
             access_list: alloy_eips::eip2930::AccessList::default(),

@@ -26,6 +26,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep},
 };
 
 /// Largest request body.
@@ -36,7 +37,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS_MAX: usize = 256;
 
 impl EmbeddedChain {
-    /// Serves JSON-RPC on `listener` until `shutdown` completes; requests that run then are answered first.
+    /// Serves JSON-RPC on `listener` until `shutdown` completes; requests that run then are answered first. A client
+    /// that does not read its answer delays the end by up to the idle timeout: bound it if that is too long.
     ///
     /// # Errors
     /// None in practice: accept errors are retried.
@@ -49,7 +51,11 @@ impl EmbeddedChain {
             .route("/", post(answer))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self.clone());
-        let listener = Limited { listener, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
+        let listener = Limited {
+            listener,
+            permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            idle_timeout: self.0.shared.options.idle_timeout,
+        };
         axum::serve(listener, router).with_graceful_shutdown(shutdown).await
     }
 }
@@ -75,6 +81,7 @@ async fn answer(State(chain): State<EmbeddedChain>, request: Request<Body>) -> R
 struct Limited {
     listener: TcpListener,
     permits: Arc<Semaphore>,
+    idle_timeout: Duration,
 }
 
 impl Listener for Limited {
@@ -88,7 +95,8 @@ impl Listener for Limited {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
-        (Connection { stream, _permit: permit }, peer)
+        let idle = Box::pin(tokio::time::sleep(self.idle_timeout));
+        (Connection { stream, idle, idle_timeout: self.idle_timeout, _permit: permit }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -96,21 +104,38 @@ impl Listener for Limited {
     }
 }
 
-/// A TCP stream that counts as one connection until it is dropped.
+/// A TCP stream that counts as one connection until it is dropped, and fails when nothing moves: a client that sends
+/// half a request or does not read its answer would otherwise keep its place for good.
 struct Connection {
     stream: TcpStream,
+    idle: Pin<Box<Sleep>>,
+    idle_timeout: Duration,
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Connection {
+    /// Passes `progress` on; starts the clock again if there is some.
+    fn watch<T>(&mut self, cx: &mut Context<'_>, progress: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if progress.is_ready() {
+            let deadline = Instant::now() + self.idle_timeout;
+            self.idle.as_mut().reset(deadline);
+            return progress;
+        }
+        self.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let progress = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.watch(cx, progress)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let progress = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.watch(cx, progress)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

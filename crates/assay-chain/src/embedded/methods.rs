@@ -123,7 +123,7 @@ fn transaction_count(shared: &Shared, params: &Params) -> Result<Value, RpcError
     let block: Option<BlockId> = params.opt(1, "block")?;
     let pending = match block {
         // Asked before the snapshot is taken: a transaction sealed in between is then in the snapshot.
-        Some(BlockId::Number(BlockNumberOrTag::Pending)) => shared.with_pool(|pool| pool.next_nonce(address))?,
+        Some(BlockId::Number(BlockNumberOrTag::Pending)) => shared.read_pool(|pool| pool.next_nonce(address)),
         _ => None,
     };
     let snapshot = shared.store.snapshot()?;
@@ -290,7 +290,7 @@ fn send_raw(shared: &Shared, params: &Params) -> Result<Value, RpcError> {
     let transaction = decode(shared.chain_id, raw)?;
     let hash = transaction.hash;
     let now = shared.now();
-    shared.with_pool(|pool| {
+    shared.add_to_pool(|pool| {
         // Taken under the pool's lock: what the pool has forgotten is in this snapshot.
         let snapshot = shared.store.snapshot()?;
         let sender = snapshot.account(transaction.sender)?.unwrap_or_default();

@@ -36,7 +36,7 @@ pub use transport::InProcess;
 use sealer::Shared;
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -52,12 +52,19 @@ pub struct ChainOptions {
     pub seal_window: Duration,
     /// A block is closed at once when it has this many.
     pub block_transactions_max: usize,
+    /// An HTTP connection on which nothing moves for so long is closed.
+    pub idle_timeout: Duration,
 }
 
 impl ChainOptions {
-    /// 5 ms, 200 transactions.
+    /// 5 ms, 200 transactions, a minute.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, seal_window: Duration::from_millis(5), block_transactions_max: 200 }
+        Self {
+            clock,
+            seal_window: Duration::from_millis(5),
+            block_transactions_max: 200,
+            idle_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -106,6 +113,9 @@ pub enum EmbeddedError {
         /// Its reason.
         source: std::io::Error,
     },
+    /// It was closed and takes no more transactions.
+    #[error("the chain is closed")]
+    Closed,
     /// Reading or writing failed while running.
     #[error("chain storage failed: {0}")]
     Storage(String),
@@ -118,7 +128,7 @@ pub struct EmbeddedChain(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
-    sealer: Option<std::thread::JoinHandle<()>>,
+    sealer: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Requests that compute at the same time; more of them wait.
     permits: Arc<tokio::sync::Semaphore>,
 }
@@ -139,7 +149,7 @@ impl EmbeddedChain {
         let sealer = sealer::start(Arc::clone(&shared))
             .map_err(|source| EmbeddedError::Io { path: dir.to_path_buf(), source })?;
         let permits = Arc::new(tokio::sync::Semaphore::new(REQUESTS_AT_ONCE));
-        Ok(Self(Arc::new(Inner { shared, sealer: Some(sealer), permits })))
+        Ok(Self(Arc::new(Inner { shared, sealer: Mutex::new(Some(sealer)), permits })))
     }
 
     /// The chain id.
@@ -161,6 +171,12 @@ impl EmbeddedChain {
     /// without waiting. Not reachable over JSON-RPC.
     pub fn advance_time(&self, seconds: u64) {
         self.0.shared.time_offset.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    /// Seals what can be sealed, then takes no more transactions; reads still work. The directory stays locked until
+    /// the last clone is gone (clients of the in-process transport hold one). Blocks for one write.
+    pub fn close(&self) {
+        self.0.close();
     }
 
     /// Answers one request. Blocks for as long as it computes: call it from a thread that may.
@@ -203,13 +219,20 @@ impl EmbeddedChain {
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
+impl Inner {
+    fn close(&self) {
         self.shared.stop();
-        if let Some(sealer) = self.sealer.take()
+        let sealer = self.sealer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sealer) = sealer
             && sealer.join().is_err()
         {
             tracing::error!("the chain's writer panicked; sealed blocks are safe");
         }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
     }
 }

@@ -194,3 +194,70 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloy_consensus::{SignableTransaction, TxLegacy};
+    use alloy_primitives::{Signature, U256};
+
+    /// A transaction as the pool sees it; signatures are checked before.
+    fn transaction(sender: u8, nonce: u64) -> PoolTransaction {
+        let signature = Signature::new(U256::from(sender), U256::from(1), false);
+        let envelope =
+            TxEnvelope::from(TxLegacy { nonce, gas_limit: 10, ..TxLegacy::default() }.into_signed(signature));
+        PoolTransaction {
+            hash: *envelope.tx_hash(),
+            sender: Address::with_last_byte(sender),
+            envelope,
+            raw: Bytes::new(),
+        }
+    }
+
+    fn nonces(batch: &[Arc<PoolTransaction>]) -> Vec<u64> {
+        batch.iter().map(|transaction| transaction.nonce()).collect()
+    }
+
+    #[test]
+    fn a_full_pool_says_so_and_takes_more_after_a_block() {
+        let mut pool = Pool::default();
+        for nonce in 0..READY_MAX as u64 {
+            pool.insert(transaction(1, nonce), 0, 0).unwrap();
+        }
+        assert_eq!(pool.insert(transaction(2, 0), 0, 0), Err(PoolError::Full));
+        let batch = pool.take(3, 25);
+        assert_eq!(nonces(&batch), [0, 1], "within the gas of a block");
+        pool.finish(&batch, &[]);
+        assert_eq!(pool.insert(transaction(2, 0), 0, 0), Ok(()));
+        assert_eq!(pool.next_nonce(Address::with_last_byte(1)), Some(READY_MAX as u64));
+        assert_eq!(pool.take(1, 1).len(), 1, "one that is larger than a block is tried alone");
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_expires() {
+        let mut pool = Pool::default();
+        for sender in 0..WAITING_MAX {
+            pool.insert(transaction(u8::try_from(sender).unwrap(), 5), 0, 100).unwrap();
+        }
+        assert_eq!(pool.insert(transaction(7, 6), 0, 100 + WAITING_S_MAX), Err(PoolError::Full));
+        assert_eq!(pool.insert(transaction(7, 6), 0, 101 + WAITING_S_MAX), Ok(()));
+        assert_eq!(pool.by_hash.len(), 1, "the expired ones are forgotten");
+        let far = NONCE_GAP_MAX + 1;
+        assert_eq!(pool.insert(transaction(8, far), 0, 0), Err(PoolError::NonceTooHigh { next: 0, nonce: far }));
+    }
+
+    #[test]
+    fn a_dropped_sender_loses_everything_and_others_nothing() {
+        let mut pool = Pool::default();
+        for (sender, nonce) in [(1, 0), (2, 0), (1, 1), (2, 1), (1, 4)] {
+            pool.insert(transaction(sender, nonce), 0, 0).unwrap();
+        }
+        let batch = pool.take(2, u64::MAX);
+        pool.finish(&batch, &[Address::with_last_byte(1)]);
+        assert_eq!(pool.next_nonce(Address::with_last_byte(1)), None);
+        let rest = pool.take(9, u64::MAX);
+        assert_eq!((rest.len(), rest[0].sender, rest[0].nonce()), (1, Address::with_last_byte(2), 1));
+        pool.finish(&rest, &[]);
+        assert!(pool.by_hash.is_empty() && pool.pending.is_empty() && pool.waiting.is_empty());
+    }
+}

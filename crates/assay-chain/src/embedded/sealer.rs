@@ -54,16 +54,24 @@ impl Shared {
         self.now().max(parent.header.timestamp)
     }
 
-    /// Runs `change` on the pool and wakes the writer.
-    pub fn with_pool<T>(&self, change: impl FnOnce(&mut Pool) -> T) -> Result<T, EmbeddedError> {
+    /// Runs `change` on the pool; refused when nothing will be sealed any more.
+    pub fn add_to_pool<T>(&self, change: impl FnOnce(&mut Pool) -> T) -> Result<T, EmbeddedError> {
         let mut queue = self.lock();
         if let Some(failure) = &queue.failure {
             return Err(EmbeddedError::Storage(failure.clone()));
+        }
+        if queue.stopping {
+            return Err(EmbeddedError::Closed);
         }
         let result = change(&mut queue.pool);
         drop(queue);
         self.wake.notify_one();
         Ok(result)
+    }
+
+    /// Looks at the pool.
+    pub fn read_pool<T>(&self, look: impl FnOnce(&Pool) -> T) -> T {
+        look(&self.lock().pool)
     }
 
     /// Lets the writer seal what is ready and end.

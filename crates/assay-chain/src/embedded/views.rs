@@ -22,7 +22,7 @@ const LOG_BYTES_MAX: usize = 8 << 20;
 
 pub(super) fn transaction_by_hash(shared: &Shared, hash: B256) -> Result<Value, RpcError> {
     // The pool first: what leaves it is sealed by then.
-    let pending = shared.with_pool(|pool| pool.get(hash))?;
+    let pending = shared.read_pool(|pool| pool.get(hash));
     let snapshot = shared.store.snapshot()?;
     if let Some((block, index, stored)) = find(&snapshot, hash)? {
         return value(sealed_transaction(&block, u64::from(index), &stored)?);
