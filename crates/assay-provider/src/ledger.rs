@@ -348,7 +348,7 @@ impl OpenStream {
             let voucher = voucher.ok_or(ReceiverError::NotOpen(self.request))?;
             let (config, claimed) = (*self.channel.terms.config(), book.claimed);
             let channel = ChannelRow { config, voucher, charged_total, claimed };
-            permit.send(Write::Receipt { receipt: ReceiptRow { done: signed }, channel, done });
+            permit.send(Write::Receipt { row: Box::new((ReceiptRow { done: signed }, channel)), done });
             (signed, charged_total.saturating_sub(claimed))
         };
         committed.await.map_err(|_| StoreError::Closed)??;

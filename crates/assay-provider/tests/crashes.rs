@@ -2,7 +2,7 @@
 
 mod support;
 
-use assay_net::{ClientFrame, RefusedCode};
+use assay_net::{ClientFrame, ProviderFrame, RefusedCode};
 use assay_provider::{ClaimPolicy, Limits, StartError};
 use assay_types::{Amount, Finish};
 use std::time::Duration;
@@ -192,4 +192,35 @@ async fn another_file_or_another_providers_is_left_as_it_is() {
     other.network.chain_id += 1;
     let error = other.start(world.directory.path(), world.chain.clone()).await.map(drop).unwrap_err();
     assert!(error.to_string().contains("belongs to provider"), "{error}");
+}
+
+#[tokio::test]
+async fn a_provider_that_can_not_store_receipts_sends_none_and_serves_nothing_more() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    client.run(&job(10)).await;
+    let path = world.directory.path().join("provider.sqlite");
+    let other = sqlx::SqlitePool::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::query("ALTER TABLE channels RENAME TO elsewhere").execute(&other).await.unwrap();
+    let mut opened = client.open(&job(200)).await;
+    let refused = loop {
+        match client.next().await.unwrap() {
+            ProviderFrame::Tokens(tokens) => opened.output.extend(tokens),
+            ProviderFrame::Refused(refused) => break refused,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((refused.code, opened.output.len()), (RefusedCode::Internal, 64));
+    assert!(provider.is_broken());
+    let open = client.open_frame(&job(10));
+    assert_eq!(client.refused(open).await.code, RefusedCode::Internal);
+
+    // What was acknowledged is still there for the next start.
+    sqlx::query("ALTER TABLE elsewhere RENAME TO channels").execute(&other).await.unwrap();
+    drop((client, provider));
+    let provider = world.start().await;
+    assert_eq!(provider.stats().await.unwrap().charged_total, Amount(20));
+    provider.shutdown().await;
+    assert_eq!(world.chain.settled(), 20);
 }

@@ -12,7 +12,7 @@ const GROUP_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) enum Write {
     /// A receipt and its channel after it.
-    Receipt { receipt: ReceiptRow, channel: ChannelRow, done: oneshot::Sender<Result<(), StoreError>> },
+    Receipt { row: Box<(ReceiptRow, ChannelRow)>, done: oneshot::Sender<Result<(), StoreError>> },
     /// What is claimed on chain.
     Claimed { channel_id: ChannelId, claimed: Amount, done: oneshot::Sender<Result<(), StoreError>> },
 }
@@ -50,7 +50,8 @@ async fn commit(pool: &SqlitePool, group: &[Write]) -> Result<(), StoreError> {
 
 async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<(), StoreError> {
     match write {
-        Write::Receipt { receipt, channel, .. } => {
+        Write::Receipt { row, .. } => {
+            let (receipt, channel) = &**row;
             receipt.write(connection).await?;
             channel.write(connection, receipt.done.receipt.receipt.request_hash).await
         }

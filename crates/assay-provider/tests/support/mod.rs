@@ -78,6 +78,7 @@ pub fn claims() -> ClaimPolicy {
 
 pub struct Setup {
     pub network: NetworkAddresses,
+    pub stake: Amount,
     pub limits: Limits,
     pub claims: ClaimPolicy,
     pub engine: EngineOptions,
@@ -86,7 +87,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let engine = EngineOptions { threads: 1, ..EngineOptions::default() };
-        Self { network: addresses(), limits: limits(), claims: claims(), engine }
+        Self { network: addresses(), stake: Amount(500), limits: limits(), claims: claims(), engine }
     }
 }
 
@@ -98,7 +99,7 @@ impl Setup {
             endpoint: None,
             signer: provider_key(),
             network: self.network,
-            stake: Amount(500),
+            stake: self.stake,
             limits: self.limits,
             claims: self.claims,
         };
