@@ -95,7 +95,7 @@ pub async fn connect(
 }
 
 impl Connection {
-    /// Frames over any byte stream. `write_timeout` is how long the peer may take nothing while a frame waits.
+    /// Frames over any byte stream. `write_timeout` is how long the peer may take for one frame.
     #[must_use]
     pub fn over(
         reader: impl AsyncRead + Send + Unpin + 'static,
@@ -139,7 +139,7 @@ impl FrameSender {
     /// Sends one frame; returns when the operating system has all of it.
     ///
     /// # Errors
-    /// The frame is too long (nothing was sent), the peer is gone, or it took nothing for the write timeout.
+    /// The frame is too long (nothing was sent), the peer is gone, or it took longer than the write timeout.
     pub async fn send<T: Serialize>(&mut self, frame: &T) -> Result<(), NetError> {
         encode(frame, &mut self.out)?;
         self.flush().await
@@ -147,9 +147,12 @@ impl FrameSender {
 
     async fn flush(&mut self) -> Result<(), NetError> {
         let limit = self.write_timeout;
+        timeout(limit, self.write_out()).await.unwrap_or(Err(NetError::Timeout { what: "sending", limit }))
+    }
+
+    async fn write_out(&mut self) -> Result<(), NetError> {
         while let Some(rest) = self.out.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            let step = timeout(limit, self.io.write(rest)).await;
-            let written = step.map_err(|_| NetError::Timeout { what: "sending", limit })??;
+            let written = self.io.write(rest).await?;
             if written == 0 {
                 return Err(NetError::Closed);
             }
@@ -158,7 +161,7 @@ impl FrameSender {
         self.out.clear();
         self.out.shrink_to(READ_BYTES);
         self.sent = 0;
-        Ok(timeout(limit, self.io.flush()).await.map_err(|_| NetError::Timeout { what: "sending", limit })??)
+        Ok(self.io.flush().await?)
     }
 }
 

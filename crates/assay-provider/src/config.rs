@@ -47,11 +47,13 @@ pub struct ServedModel {
 pub struct Limits {
     /// Connections at a time; a further one is closed at once.
     pub connections_max: usize,
+    /// Of these, from one IP address: a gateway needs one for each of its jobs.
+    pub connections_per_address_max: usize,
     /// For the greeting.
     pub greeting_timeout: Duration,
     /// A connection without a request is closed after this.
     pub idle_timeout: Duration,
-    /// A client that takes nothing for this long is gone.
+    /// A client that does not take a frame within this time is gone.
     pub write_timeout: Duration,
     /// A stream that waits for payment longer is cut.
     pub pay_timeout: Duration,
@@ -67,6 +69,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 1024,
+            connections_per_address_max: 256,
             greeting_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(10),

@@ -252,7 +252,8 @@ impl Ledger {
         Err(Refused::new(RefusedCode::Channel, wrong))
     }
 
-    /// The channel of `terms`, from memory unless it is new, or `ceiling` is above the deposit that is known.
+    /// The channel of `terms`, from memory unless it is new, was not looked at for long, or `ceiling` is above the
+    /// deposit that is known.
     async fn channel(&self, terms: ChannelTerms, ceiling: Amount) -> Result<Arc<Channel>, Refused> {
         let known = lock(&self.channels).get(&terms.id()).cloned();
         if let Some(channel) = &known
@@ -294,8 +295,12 @@ impl Channel {
         match book.seen_at {
             None => true,
             Some(seen_at) => {
+                let age = seen_at.elapsed();
+                // A payer that was not withdrawing then can have its deposit back after the whole delay at the
+                // earliest; the other half is left for claiming.
+                let is_old = age >= Duration::from_secs(self.terms.config().withdraw_delay / 2);
                 let is_suspect = ceiling > book.money.deposit() || book.is_withdrawing;
-                is_suspect && seen_at.elapsed() >= pause
+                is_old || (is_suspect && age >= pause)
             }
         }
     }

@@ -18,8 +18,16 @@ use assay_chain::ChainError;
 use assay_engine::Engine;
 use assay_net::{Endpoint, Listener, NetError};
 use assay_types::{Amount, ModelOffer, Offer, ProviderId, receipt_domain, settlement_domain};
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{sync::Semaphore, task::JoinHandle, task::JoinSet, time::timeout};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Pause after the operating system refused a connection: it is out of file descriptors.
@@ -232,7 +240,8 @@ fn start_engines(models: Vec<ServedModel>) -> Result<HashMap<assay_types::ModelI
     let mut served = HashMap::new();
     for model in models {
         let engine = Engine::start(model.model, model.engine)?;
-        let context_length = engine.limits().context_length;
+        let kv_tokens = u32::try_from(model.engine.kv_tokens).unwrap_or(u32::MAX);
+        let context_length = engine.limits().context_length.min(kv_tokens);
         let offer = ModelOffer { model_id: model.id, name: model.name, context_length, prices: model.prices };
         let capacity = u32::try_from(model.engine.sequences_max).unwrap_or(u32::MAX);
         served.insert(model.id, Served { engine, offer, capacity });
@@ -242,23 +251,36 @@ fn start_engines(models: Vec<ServedModel>) -> Result<HashMap<assay_types::ModelI
 
 /// Accepts until the provider drains, then waits for the connections.
 async fn accept(service: Arc<Service>, listener: Listener) {
-    let places = Arc::new(Semaphore::new(service.limits.connections_max));
-    let mut connections = JoinSet::new();
+    let mut connections: JoinSet<IpAddr> = JoinSet::new();
+    let mut by_address: HashMap<IpAddr, usize> = HashMap::new();
     loop {
         let accepted = tokio::select! {
             () = service.draining.cancelled() => break,
             accepted = listener.accept() => accepted,
             // Keeps the set as small as the number of open connections.
-            Some(_) = connections.join_next() => continue,
+            Some(ended) = connections.join_next() => {
+                if let Ok(ip) = ended {
+                    by_address.entry(ip).and_modify(|count| *count -= 1);
+                    by_address.retain(|_, count| *count > 0);
+                }
+                continue;
+            }
         };
         match accepted {
-            Ok((connection, _)) => {
+            Ok((connection, peer)) => {
+                let ip = peer.ip().to_canonical();
+                let count = by_address.get(&ip).copied().unwrap_or(0);
                 // Full: closing at once tells a client more than a silent queue.
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                if connections.len() >= service.limits.connections_max
+                    || count >= service.limits.connections_per_address_max
+                {
+                    continue;
+                }
+                by_address.insert(ip, count + 1);
                 let service = Arc::clone(&service);
                 connections.spawn(async move {
                     service.connection(connection).await;
-                    drop(place);
+                    ip
                 });
             }
             Err(error) => {

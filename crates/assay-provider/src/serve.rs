@@ -237,10 +237,9 @@ impl Service {
             Err(mpsc::error::TrySendError::Closed(_)) => SinkState::Closed,
         };
         let handle = served.engine.submit(job, Box::new(sink)).map_err(|error| match error {
-            SubmitError::Job(_) | SubmitError::KvOverflow { .. } | SubmitError::PrefixComplete { .. } => {
-                Refused::new(RefusedCode::BadJob, error)
-            }
-            SubmitError::QueueFull { .. } => Refused::new(RefusedCode::Busy, error),
+            SubmitError::Job(_) | SubmitError::PrefixComplete { .. } => Refused::new(RefusedCode::BadJob, error),
+            // Another provider may have more memory.
+            SubmitError::KvOverflow { .. } | SubmitError::QueueFull { .. } => Refused::new(RefusedCode::Busy, error),
             SubmitError::Stopped => Refused::new(RefusedCode::Draining, error),
         })?;
         let stream = ServedStream::new(terms, open.grant);

@@ -121,6 +121,27 @@ async fn a_withdrawing_payer_is_claimed_from_and_served_no_more() {
 }
 
 #[tokio::test]
+async fn a_withdrawal_that_began_while_the_channel_was_idle_is_noticed_before_a_job() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    client.run(&job(30)).await;
+    // All is claimed, so nobody watches the channel.
+    provider.claim().await.unwrap();
+    world.chain.initiate_withdraw(&world.wallet.channel.config);
+    client.run(&job(5)).await;
+    provider.claim().await.unwrap();
+    drop(client);
+    // Its delay is a day; half of it is how long a look at the chain is good for.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(43_200)).await;
+    tokio::time::resume();
+    let mut client = world.client(&provider).await;
+    let open = client.open_frame(&job(10));
+    assert_eq!(client.refused(open).await.code, RefusedCode::Channel);
+}
+
+#[tokio::test]
 async fn a_channel_over_the_threshold_is_claimed_at_once() {
     let threshold = ClaimPolicy { threshold: Amount(50), ..claims() };
     let world = World::new(Setup { claims: threshold, ..Setup::default() });

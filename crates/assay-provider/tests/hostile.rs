@@ -123,8 +123,12 @@ async fn a_frame_that_does_not_belong_into_a_job_ends_it() {
 
 #[tokio::test]
 async fn connections_beyond_the_limit_are_closed_and_places_come_back() {
-    let setup = Setup { limits: Limits { connections_max: 2, ..limits() }, ..Setup::default() };
-    let world = World::new(setup);
+    for tight in [Limits { connections_max: 2, ..limits() }, Limits { connections_per_address_max: 2, ..limits() }] {
+        third_connection_is_closed(World::new(Setup { limits: tight, ..Setup::default() })).await;
+    }
+}
+
+async fn third_connection_is_closed(world: World) {
     let provider = world.start().await;
     let mut one = world.client(&provider).await;
     let mut two = world.client(&provider).await;
