@@ -22,6 +22,12 @@ use crate::kv::{KvPool, blocks_for};
 use crate::model::Model;
 use crate::sequence::{Pending, TokenSink};
 
+/// Bound of [`EngineOptions::sequences_max`].
+pub const SEQUENCES_MAX: usize = 1024;
+
+/// Bound of [`EngineOptions::prefill_chunk`].
+pub const PREFILL_CHUNK_MAX: usize = 4096;
+
 /// How an engine runs. None of it affects the bits of an output.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineOptions {
@@ -29,9 +35,10 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Instruction set; `None` is the best this CPU has.
     pub isa: Option<Isa>,
-    /// Jobs that run at once.
+    /// Jobs that run at once; clamped to 1..=[`SEQUENCES_MAX`].
     pub sequences_max: usize,
-    /// Prompt tokens per step (a quarter while other jobs decode).
+    /// Prompt tokens per step (a quarter while other jobs decode); clamped to 1..=[`PREFILL_CHUNK_MAX`]. Activations
+    /// take about `(prefill_chunk + sequences_max) * 4 * (4 * width + 3 * feed_forward)` bytes.
     pub prefill_chunk: usize,
     /// Accepted jobs that wait; one more is [`SubmitError::QueueFull`].
     pub queue_depth: usize,
@@ -183,8 +190,8 @@ impl Engine {
         };
         let options = EngineOptions {
             threads: if options.threads == 0 { threads_for(&model) } else { options.threads },
-            sequences_max: options.sequences_max.max(1),
-            prefill_chunk: options.prefill_chunk.max(1),
+            sequences_max: options.sequences_max.clamp(1, SEQUENCES_MAX),
+            prefill_chunk: options.prefill_chunk.clamp(1, PREFILL_CHUNK_MAX),
             ..options
         };
         let shared = Arc::new(Shared::default());

@@ -26,7 +26,8 @@ pub mod throughput;
 
 pub use config::{ConfigError, LlamaConfig, limits};
 pub use engine::{
-    Engine, EngineOptions, EngineStats, JobHandle, Shutdown, StartError, SubmitError, job_limits, threads_for,
+    Engine, EngineOptions, EngineStats, JobHandle, PREFILL_CHUNK_MAX, SEQUENCES_MAX, Shutdown, StartError, SubmitError,
+    job_limits, threads_for,
 };
 pub use forward::{LOGIT_ROWS, Runner, Slice};
 pub use kv::{KvPool, KvSeq, KvShape};

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use assay_engine::throughput::{Workload, WorkloadError, measure};
 use assay_engine::{EngineOptions, KvPool, KvSeq, Model, Runner, Slice};
 use assay_num::{Isa, Kernels};
 use assay_types::Job;
@@ -180,4 +181,19 @@ fn resuming_after_any_prefix_gives_the_rest_of_the_same_output() {
         assert_eq!(rest.tokens, after, "resumed after {cut}");
         assert_eq!(rest.end, whole.end);
     }
+}
+
+#[test]
+fn a_benchmark_does_the_same_work_every_time() {
+    let model = Q8.model();
+    let workload = Workload { n_prompt: 300, n_decode: 20, n_sequences: 3, prefill_chunk: 256 };
+    let hash =
+        |threads, workload| measure(&model, &mut Runner::new(threads), &workload).map(|timing| timing.logits_hash);
+    let expect = hash(1, workload).expect("it fits");
+    assert_eq!(hash(2, Workload { prefill_chunk: 7, ..workload }), Ok(expect));
+    assert_ne!(hash(1, Workload { n_decode: 19, ..workload }), Ok(expect));
+    let long = Workload { n_decode: 725, ..workload };
+    assert_eq!(hash(1, long), Err(WorkloadError::Context { positions: 1025, context: 1024 }));
+    assert_eq!(hash(1, Workload { n_prompt: 0, ..workload }), Err(WorkloadError::Empty));
+    assert_eq!(hash(1, Workload { n_sequences: 33, ..workload }), Err(WorkloadError::Empty));
 }

@@ -219,6 +219,22 @@ fn a_value_that_is_not_finite_fails_its_job_only() {
 }
 
 #[test]
+fn keys_that_do_not_fit_f16_fail_the_job() {
+    // The values themselves are finite, and an infinite key far below the others would vanish in the softmax.
+    let tiny = Tiny { ty: assay_gguf::GgmlType::F32, odd_ty: assay_gguf::GgmlType::F32, ..Q8 };
+    let mut bytes = tiny.bytes();
+    let gguf = Gguf::parse(&bytes).expect("valid");
+    let keys = gguf.tensor("blk.1.attn_k.weight").expect("there");
+    for value in bytes[keys.offset as usize..][..keys.len as usize].chunks_mut(4) {
+        let large = f32::from_le_bytes([value[0], value[1], value[2], value[3]]) * 1e6;
+        value.copy_from_slice(&large.to_le_bytes());
+    }
+    let model = crate::support::load(&bytes).expect("weights are not judged");
+    let expect = Outcome { tokens: vec![], end: Err(JobFailure::NonFinite { index: 0 }) };
+    assert_eq!(run_alone(&model, &job(10, 5, 3)), expect);
+}
+
+#[test]
 fn shutdown_now_fails_what_runs_and_what_waits() {
     let model = Q8.model();
     let engine = engine(&model, EngineOptions { sequences_max: 1, ..options() });
