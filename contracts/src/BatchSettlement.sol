@@ -70,7 +70,8 @@ contract BatchSettlement is IBatchSettlement, IERC5267, Multicall, ReentrancyGua
         if (amount > type(uint128).max - balanceBefore) revert DepositOverflow();
         uint128 newBalance = balanceBefore + amount;
         channel.balance = newBalance;
-        if (balanceBefore == 0 && channel.totalClaimed == 0) emit ChannelCreated(channelId, config);
+        // An empty channel has no claims either: `totalClaimed` never exceeds `balance`.
+        if (balanceBefore == 0) emit ChannelCreated(channelId, config);
         emit Deposited(channelId, msg.sender, amount, newBalance);
 
         // The collector is chosen by the caller and the token by the payer: believe only the balance.
@@ -273,7 +274,7 @@ contract BatchSettlement is IBatchSettlement, IERC5267, Multicall, ReentrancyGua
     }
 
     function _announceIfClosed(bytes32 channelId, ChannelState storage channel, ChannelConfig calldata config) private {
-        if (channel.balance == 0 && channel.totalClaimed == 0) emit ChannelClosed(channelId, config);
+        if (channel.balance == 0) emit ChannelClosed(channelId, config);
     }
 
     function _requireValid(ChannelConfig calldata config) private pure {

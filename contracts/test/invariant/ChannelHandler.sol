@@ -27,11 +27,21 @@ contract ChannelHandler is ChannelFixture {
     uint256 private _salt;
     uint256[2] private _payerKeys = [uint256(0x1001), 0x1002];
     uint256[2] private _receiverKeys = [uint256(0x2001), 0x2002];
+    // Made once: deriving an address from a key is what costs most in a campaign.
+    IBatchSettlement.ChannelConfig[] private _configs;
+    bytes32[CHANNELS] private _ids;
+    address[4] private _parties;
 
     constructor() {
         setUp();
         for (uint256 i = 0; i < 2; ++i) {
-            token.mint(vm.addr(_payerKeys[i]), FUNDS);
+            _parties[i] = vm.addr(_payerKeys[i]);
+            _parties[2 + i] = vm.addr(_receiverKeys[i]);
+            token.mint(_parties[i], FUNDS);
+        }
+        for (uint256 i = 0; i < CHANNELS; ++i) {
+            _configs.push(_makeConfig(i));
+            _ids[i] = _id(_configs[i]);
         }
     }
 
@@ -42,15 +52,19 @@ contract ChannelHandler is ChannelFixture {
     // ------------------------------------------------------------------ who is who
 
     /// @dev Channels 0 to 3 are every pair of two payers and two receivers; 4 and 5 repeat two pairs with another salt.
-    function channelConfig(uint256 i) public view returns (IBatchSettlement.ChannelConfig memory config) {
+    function _makeConfig(uint256 i) private view returns (IBatchSettlement.ChannelConfig memory config) {
         config = _config();
-        config.payer = vm.addr(_payerKeys[i % 2]);
+        config.payer = _parties[i % 2];
         // The odd channels' payers sign for themselves.
         config.payerAuthorizer = i % 2 == 0 ? payerAuthorizer : address(0);
-        config.receiver = vm.addr(_receiverKeys[(i / 2) % 2]);
+        config.receiver = _parties[2 + (i / 2) % 2];
         config.token = address(token);
         config.withdrawDelay = uint40(1 days + i);
         config.salt = bytes32(i / 4);
+    }
+
+    function channelConfig(uint256 i) public view returns (IBatchSettlement.ChannelConfig memory) {
+        return _configs[i];
     }
 
     function _voucherKey(uint256 i) private view returns (uint256) {
@@ -62,7 +76,7 @@ contract ChannelHandler is ChannelFixture {
     }
 
     function channelId(uint256 i) public view returns (bytes32) {
-        return _id(channelConfig(i));
+        return _ids[i];
     }
 
     function tokenAddress() external view returns (address) {
@@ -74,7 +88,7 @@ contract ChannelHandler is ChannelFixture {
     }
 
     function party(uint256 i) external view returns (address) {
-        return i < 2 ? vm.addr(_payerKeys[i]) : vm.addr(_receiverKeys[i - 2]);
+        return _parties[i];
     }
 
     function _state(uint256 i) private view returns (uint128 balance, uint128 claimed) {
@@ -154,7 +168,7 @@ contract ChannelHandler is ChannelFixture {
     }
 
     function settle(uint256 who) external {
-        address to = vm.addr(_receiverKeys[who % 2]);
+        address to = _parties[2 + who % 2];
         uint256 before = token.balanceOf(to);
         settlement.settle(to, address(token));
         settledTotal += token.balanceOf(to) - before;

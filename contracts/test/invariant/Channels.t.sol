@@ -10,10 +10,20 @@ contract ChannelInvariants is Base {
     IBatchSettlement private constant settlement = IBatchSettlement(0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003);
     ChannelHandler private handler;
     TestUSD private token;
+    bytes32[] private ids;
+    address[] private channelReceivers;
+    address[4] private parties;
 
     function setUp() public {
         handler = new ChannelHandler();
         token = TestUSD(handler.tokenAddress());
+        for (uint256 i = 0; i < handler.CHANNELS(); ++i) {
+            ids.push(handler.channelId(i));
+            channelReceivers.push(handler.channelConfig(i).receiver);
+        }
+        for (uint256 i = 0; i < 4; ++i) {
+            parties[i] = handler.party(i);
+        }
     }
 
     /// @dev Read by forge: the only contract that it calls.
@@ -64,15 +74,15 @@ contract ChannelInvariants is Base {
 
     function _noTokenIsCreatedOrLost() private view {
         uint256 escrow;
-        for (uint256 i = 0; i < handler.CHANNELS(); ++i) {
-            (uint128 balance, uint128 claimed) = settlement.channels(handler.channelId(i));
+        for (uint256 i = 0; i < ids.length; ++i) {
+            (uint128 balance, uint128 claimed) = settlement.channels(ids[i]);
             vm.assertLe(claimed, balance, "claimed within balance");
             escrow += balance - claimed;
         }
         uint256 held = token.balanceOf(address(settlement));
         uint256 sum = held;
         for (uint256 i = 0; i < 4; ++i) {
-            address who = handler.party(i);
+            address who = parties[i];
             sum += token.balanceOf(who);
             if (i < 2) continue;
             (uint128 claimed, uint128 settled) = settlement.receivers(who, address(token));
@@ -84,9 +94,9 @@ contract ChannelInvariants is Base {
     }
 
     function _payersLoseAtMostWhatTheySigned() private view {
-        for (uint256 i = 0; i < handler.CHANNELS(); ++i) {
+        for (uint256 i = 0; i < ids.length; ++i) {
             ChannelHandler.Book memory b = handler.book(i);
-            (uint128 balance, uint128 claimed) = settlement.channels(handler.channelId(i));
+            (uint128 balance, uint128 claimed) = settlement.channels(ids[i]);
             uint256 lost = b.deposited - b.returned - (balance - claimed);
             vm.assertEq(lost, claimed, "a payer loses what was claimed and nothing else");
             vm.assertLe(lost, b.signedCeiling, "and never more than it signed");
@@ -96,10 +106,10 @@ contract ChannelInvariants is Base {
     function _receiversGetAtMostWhatWasSignedAndClaimed() private view {
         uint256 got;
         for (uint256 i = 2; i < 4; ++i) {
-            address who = handler.party(i);
+            address who = parties[i];
             uint256 entitled;
-            for (uint256 k = 0; k < handler.CHANNELS(); ++k) {
-                if (handler.channelConfig(k).receiver == who) entitled += handler.book(k).claimableMax;
+            for (uint256 k = 0; k < ids.length; ++k) {
+                if (channelReceivers[k] == who) entitled += handler.book(k).claimableMax;
             }
             (uint128 claimed,) = settlement.receivers(who, address(token));
             vm.assertEq(claimed, entitled, "a receiver's claims are the sum over its channels");
