@@ -1,1 +1,48 @@
-//! HTTP gateway: routing, failover, keys, receipt log.
+//! The gateway: OpenAI-style HTTP on one side, providers and payment channels on the other.
+//!
+//! Owns HTTP, API keys, the choice of providers, failover, vouchers and the receipt log. Runs no model: it has a
+//! tokenizer and a chat template, and checks what providers sign against what they sent. The request path makes no
+//! chain call and reads no database; both are the background task's.
+//!
+//! ```text
+//!  client --HTTP--> handler --tokens--> flight (tracked task) --frames--> provider
+//!                      ^                   |  vouchers, receipts
+//!                      +---- text ---------+---> books (memory) ---> SQLite (one writer)
+//!  registry, offers --> scout (background) --> directory (swapped snapshot) --> flight
+//! ```
+//!
+//! Invariants: no voucher is sent before a mark at or above its ceiling is on disk; no answer is finished towards the
+//! client before its receipt is on disk; nothing is paid for that was not signed over tokens that arrived.
+
+mod body;
+mod chain;
+mod channel;
+mod clock;
+mod config;
+mod deadline;
+mod directory;
+mod error;
+mod flight;
+mod gateway;
+mod http;
+mod keys;
+mod ledger;
+mod metrics;
+mod model;
+mod peer;
+mod rescue;
+mod running;
+mod scout;
+mod segment;
+mod serve;
+mod store;
+
+pub use chain::ChainLedger;
+pub use channel::ChannelTotal;
+pub use config::{GatewayConfig, GatewayLimits, Timeouts};
+pub use error::GatewayError;
+pub use gateway::{Gateway, GatewayHandle, StartError, Totals};
+pub use keys::{KEY_PREFIX, KeyError, KeyId, Keys};
+pub use ledger::{Addresses, Ledger, LedgerError, Registered};
+pub use model::{GatewayModel, ModelError, PromptError};
+pub use store::{ChannelRow, KeyRow, Store, StoreError};

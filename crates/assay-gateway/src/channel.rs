@@ -1,0 +1,289 @@
+//! The gateway's side of one payment channel: books, vouchers, and what must be on disk before a voucher leaves.
+//!
+//! Before a voucher is sent, a *mark* at or above its ceiling is durable. Marks run ahead, so that most vouchers need
+//! no write. After a restart the provider shows the latest receipt it holds, signed, and the books take over its total
+//! if it is within the mark: receipts of the last moment may not have been stored here. Vouchers go on from that total;
+//! the provider keeps the highest one it has seen.
+
+use crate::ledger::Addresses;
+use crate::store::{ChannelRow, Store, StoreError};
+use alloy_signer::SignerSync;
+use alloy_signer_local::PrivateKeySigner;
+use alloy_sol_types::Eip712Domain;
+use assay_net::{ChannelReport, ReceiptReport};
+use assay_protocol::{PayerChannel, PayerError, PayerState};
+use assay_types::{
+    Amount, B256, ChannelConfig, ChannelId, ProviderId, Receipt, RequestHash, Signature, SignatureError, SignedVoucher,
+    Voucher, receipt_domain, settlement_domain,
+};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+/// A mark runs ahead of the ceiling by the deposit divided by this.
+const MARK_AHEAD_DIVISOR: u128 = 256;
+/// Streams whose last receipt is still to be asked for; beyond it the channel takes nothing new.
+const LOST_MAX: usize = 256;
+
+/// Signs and knows the domains of one network.
+#[derive(Clone, Debug)]
+pub(crate) struct Purse {
+    pub(crate) network: Addresses,
+    pub(crate) settlement: Eip712Domain,
+    pub(crate) receipts: Eip712Domain,
+    signer: PrivateKeySigner,
+    withdraw_delay: u64,
+}
+
+/// Why a channel pays nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PayError {
+    #[error(transparent)]
+    Books(#[from] PayerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the voucher could not be signed: {0}")]
+    Signer(String),
+}
+
+/// What a provider shows of a channel is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReportFault {
+    #[error("it claims {found}, but no voucher above {mark} was sent; is this the right database?")]
+    AboveMark { found: Amount, mark: Amount },
+    #[error("its receipt: {0}")]
+    Receipt(SignatureError),
+    #[error("its receipt is for another channel or request")]
+    ReceiptSubject,
+    #[error("its receipt: {0}")]
+    Books(PayerError),
+}
+
+/// One channel, shared by all requests that it pays for.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) config: ChannelConfig,
+    pub(crate) id: ChannelId,
+    provider: ProviderId,
+    purse: Arc<Purse>,
+    store: Store,
+    book: Mutex<Book>,
+    /// A deposit has arrived.
+    funded: Notify,
+}
+
+#[derive(Debug)]
+struct Book {
+    payer: PayerChannel,
+    /// Durable; no voucher above it was sent.
+    mark: Amount,
+    /// The provider has shown what it holds since this process started.
+    is_reconciled: bool,
+    /// Streams whose connection broke: they may have been charged for.
+    lost: Vec<RequestHash>,
+}
+
+/// A channel's figures.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChannelTotal {
+    /// Which.
+    pub channel_id: ChannelId,
+    /// Who is paid.
+    pub provider: ProviderId,
+    /// On chain.
+    pub deposit: Amount,
+    /// Highest voucher.
+    pub ceiling: Amount,
+    /// Sum of what receipts charged.
+    pub charged_total: Amount,
+    /// Granted to streams whose last receipt is not known.
+    pub reserved: Amount,
+}
+
+impl Purse {
+    pub(crate) fn new(network: Addresses, signer: PrivateKeySigner, withdraw_delay: u64) -> Self {
+        let settlement = settlement_domain(network.chain_id, network.settlement);
+        let receipts = receipt_domain(network.chain_id, network.registry);
+        Self { network, settlement, receipts, signer, withdraw_delay }
+    }
+
+    /// The one channel between this gateway and `provider`.
+    pub(crate) fn channel_to(&self, provider: ProviderId) -> ChannelConfig {
+        ChannelConfig {
+            payer: self.signer.address(),
+            payer_authorizer: self.signer.address(),
+            receiver: provider.0,
+            receiver_authorizer: provider.0,
+            token: self.network.token,
+            withdraw_delay: self.withdraw_delay,
+            salt: B256::ZERO,
+        }
+    }
+
+    fn sign(&self, voucher: Voucher) -> Result<SignedVoucher, PayError> {
+        let digest = voucher.digest(&self.settlement);
+        let signature = self.signer.sign_hash_sync(&digest).map_err(|e| PayError::Signer(e.to_string()))?;
+        Ok(SignedVoucher { voucher, signature: Signature::new(&signature) })
+    }
+}
+
+impl Channel {
+    /// The channel to `provider` as it was stored, with nothing on chain until [`Self::on_deposit`].
+    pub(crate) async fn load(provider: ProviderId, purse: Arc<Purse>, store: Store) -> Result<Self, StoreError> {
+        let config = purse.channel_to(provider);
+        let id = config.id(&purse.settlement);
+        let row = store.channel(id).await?;
+        let charged_total = row.map_or(Amount::ZERO, |row| row.charged_total);
+        let mark = row.map_or(Amount::ZERO, |row| row.mark);
+        let state = PayerState { deposit: Amount::ZERO, ceiling: charged_total, charged_total };
+        let book = Book { payer: PayerChannel::new(state), mark, is_reconciled: false, lost: Vec::new() };
+        Ok(Self { config, id, provider, purse, store, book: Mutex::new(book), funded: Notify::new() })
+    }
+
+    /// Whether requests can be sent: funded, reconciled, and not too many loose ends.
+    pub(crate) fn is_ready(&self) -> bool {
+        let book = self.book();
+        book.is_reconciled && book.payer.available() > Amount::ZERO && book.lost.len() < LOST_MAX
+    }
+
+    /// Whether less than half of `deposit` is free.
+    pub(crate) fn is_low(&self, deposit: Amount) -> bool {
+        self.book().payer.available().0 < deposit.0.div_ceil(2)
+    }
+
+    pub(crate) fn on_deposit(&self, deposit: Amount) {
+        self.book().payer.on_deposit(deposit);
+        self.funded.notify_waiters();
+    }
+
+    /// Opens a stream; the voucher goes out with the job.
+    pub(crate) async fn open(&self, request: RequestHash, grant: Amount) -> Result<SignedVoucher, PayError> {
+        let ceiling = self.book().payer.open(request, grant)?;
+        let voucher = self.voucher(ceiling).await;
+        if voucher.is_err() {
+            // Nothing was sent: the stream never was.
+            self.close(request);
+        }
+        voucher
+    }
+
+    /// Pays a running stream up to `granted_total`. If the deposit does not cover it, the top-up that is on its way
+    /// is waited for, up to `patience`.
+    pub(crate) async fn pay(
+        &self,
+        request: RequestHash,
+        granted_total: Amount,
+        patience: Duration,
+    ) -> Result<SignedVoucher, PayError> {
+        // Listens before it looks, so that a deposit in between is not missed.
+        let mut funded = pin!(self.funded.notified());
+        funded.as_mut().enable();
+        let mut ceiling = self.book().payer.pay(request, granted_total);
+        if matches!(ceiling, Err(PayerError::DepositTooSmall { .. })) && timeout(patience, funded).await.is_ok() {
+            ceiling = self.book().payer.pay(request, granted_total);
+        }
+        self.voucher(ceiling?).await
+    }
+
+    /// Books a receipt whose signature and content were checked.
+    pub(crate) fn on_receipt(&self, receipt: &Receipt) -> Result<(), PayerError> {
+        self.book().payer.on_receipt(receipt)
+    }
+
+    /// Ends a stream whose last receipt is booked, or that never began.
+    pub(crate) fn close(&self, request: RequestHash) {
+        // A stream that is not open has nothing to free.
+        let _ = self.book().payer.close(request);
+    }
+
+    /// Keeps a stream's reservation until the provider says what it charged.
+    pub(crate) fn lose(&self, request: RequestHash) {
+        self.book().lost.push(request);
+    }
+
+    /// A stream to ask about, if any.
+    pub(crate) fn next_lost(&self) -> Option<RequestHash> {
+        self.book().lost.first().copied()
+    }
+
+    pub(crate) fn is_reconciled(&self) -> bool {
+        self.book().is_reconciled
+    }
+
+    /// Takes over what the provider holds, once after each start, while nothing runs.
+    pub(crate) fn reconcile(&self, report: &ChannelReport) -> Result<(), ReportFault> {
+        let mut book = self.book();
+        if let Some(latest) = &report.latest {
+            if latest.receipt.channel_id != self.id {
+                return Err(ReportFault::ReceiptSubject);
+            }
+            latest.verify(&self.purse.receipts, self.provider).map_err(ReportFault::Receipt)?;
+            let found = latest.receipt.charged_total;
+            if found > book.mark {
+                return Err(ReportFault::AboveMark { found, mark: book.mark });
+            }
+            book.payer.adopt_ceiling(found);
+            book.payer.adopt_total(found).map_err(ReportFault::Books)?;
+        }
+        book.is_reconciled = true;
+        Ok(())
+    }
+
+    /// Takes over what the provider says about a lost stream; `false` while it still runs there.
+    pub(crate) fn settle_lost(&self, request: RequestHash, report: &ReceiptReport) -> Result<bool, ReportFault> {
+        if report.is_running {
+            return Ok(false);
+        }
+        let checked = report.last.map_or(Ok(()), |done| {
+            let receipt = &done.receipt.receipt;
+            if receipt.channel_id != self.id || receipt.request_hash != request {
+                return Err(ReportFault::ReceiptSubject);
+            }
+            done.receipt.verify(&self.purse.receipts, self.provider).map_err(ReportFault::Receipt)?;
+            self.on_receipt(receipt).map_err(ReportFault::Books)
+        });
+        // Right or wrong, it is the provider's last word: asking again changes nothing, and it can claim no more
+        // than it signed for within the ceiling.
+        let mut book = self.book();
+        book.lost.retain(|&lost| lost != request);
+        let _ = book.payer.close(request);
+        checked.map(|()| true)
+    }
+
+    /// What to store.
+    pub(crate) fn row(&self) -> ChannelRow {
+        let book = self.book();
+        let charged_total = book.payer.state().charged_total;
+        ChannelRow { channel_id: self.id, provider: self.provider, mark: book.mark, charged_total }
+    }
+
+    pub(crate) fn total(&self) -> ChannelTotal {
+        let book = self.book();
+        let PayerState { deposit, ceiling, charged_total } = book.payer.state();
+        let reserved = book.payer.reserved();
+        ChannelTotal { channel_id: self.id, provider: self.provider, deposit, ceiling, charged_total, reserved }
+    }
+
+    async fn voucher(&self, ceiling: Amount) -> Result<SignedVoucher, PayError> {
+        let mark = {
+            let book = self.book();
+            let deposit = book.payer.state().deposit;
+            let ahead = ceiling.saturating_add(Amount(deposit.0 / MARK_AHEAD_DIVISOR));
+            (ceiling > book.mark).then(|| ahead.min(deposit).max(ceiling))
+        };
+        if let Some(mark) = mark {
+            let row = ChannelRow { mark, ..self.row() };
+            self.store.put_channel(row).await?;
+            let mut book = self.book();
+            book.mark = book.mark.max(mark);
+        }
+        self.purse.sign(Voucher { channel_id: self.id, max_claimable_amount: ceiling })
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // Held for a few lines that do not panic; if one did, the books would still add up.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

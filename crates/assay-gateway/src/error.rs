@@ -1,0 +1,93 @@
+//! Why a request gets no answer. How that looks over HTTP is decided in `rescue` alone.
+
+use crate::model::PromptError;
+use crate::store::StoreError;
+use assay_api::RequestError;
+use assay_types::JobError;
+
+/// Everything that can go wrong with a request.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The body is not a request.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The messages are no prompt.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// The job is not valid.
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// No key was sent.
+    #[error("missing API key: send it as 'Authorization: Bearer sk-assay-..'")]
+    MissingKey,
+    /// The key is not known, or was revoked.
+    #[error("incorrect API key")]
+    BadKey,
+    /// Nobody knows the model.
+    #[error("the model '{0}' does not exist")]
+    ModelNotFound(String),
+    /// Prompt and output are longer than any provider's context.
+    #[error("this request needs {needed} tokens of context; the longest on offer is {longest}")]
+    ContextLength {
+        /// Prompt and `max_tokens`.
+        needed: u64,
+        /// On offer.
+        longest: u32,
+    },
+    /// The body is larger than allowed.
+    #[error("the request body is larger than {max} bytes")]
+    BodyTooLarge {
+        /// The limit.
+        max: usize,
+    },
+    /// The body did not arrive in time.
+    #[error("the request body did not arrive in time")]
+    BodyTimeout,
+    /// The body broke off.
+    #[error("the request body broke off")]
+    BodyBroken,
+    /// As many requests are being answered as are allowed, or all providers are full.
+    #[error("no provider has room for this request now; try again shortly")]
+    Busy,
+    /// Nobody offers the model at the moment.
+    #[error("no provider offers this model at the moment; try again shortly")]
+    NoProvider,
+    /// Every provider that was tried failed before the first token.
+    #[error("every provider that was tried failed; the last one: {0}")]
+    Providers(String),
+    /// A stream could not be completed.
+    #[error("the answer broke off and no provider could go on: {0}")]
+    BrokenOff(String),
+    /// The gateway is being stopped.
+    #[error("the gateway is shutting down")]
+    ShuttingDown,
+    /// No such path.
+    #[error("unknown URL: {method} {path}")]
+    UnknownUrl {
+        /// Of the request.
+        method: String,
+        /// Of the request.
+        path: String,
+    },
+    /// The path exists, but not with this method.
+    #[error("{method} is not allowed here")]
+    MethodNotAllowed {
+        /// Of the request.
+        method: String,
+    },
+    /// No receipt with this id that this key may see.
+    #[error("no receipt '{0}'")]
+    ReceiptNotFound(String),
+    /// The answer is still being produced.
+    #[error("this answer is still being produced; its receipt follows at the end")]
+    ReceiptPending,
+    /// The answer was never completed.
+    #[error("this answer was not completed; it has no receipt")]
+    ReceiptIncomplete,
+    /// The database failed.
+    #[error("the gateway could not store or read: {0}")]
+    Store(#[from] StoreError),
+    /// The machine has no random bytes.
+    #[error("the gateway has no random bytes")]
+    Random,
+}

@@ -1,0 +1,518 @@
+//! One request on its way: providers in turn until the answer is whole, then its record, then the last word to the
+//! client.
+//!
+//! Runs in a tracked task of its own. The HTTP handler only listens: if it is dropped because the client left, the
+//! flight cancels the work, waits for the last receipt and stores what was paid for.
+
+use crate::channel::PayError;
+use crate::clock;
+use crate::directory::{Listing, Nobody, Wish};
+use crate::error::GatewayError;
+use crate::gateway::Inner;
+use crate::keys::KeyId;
+use crate::model::GatewayModel;
+use crate::peer::SentAt;
+use crate::segment::{Answer, Fault, Segment};
+use crate::store::{NewReceipt, PartRow};
+use assay_gguf::{OutputLimits, OutputText};
+use assay_net::{ClientFrame, Done, NetError, Open, Pay, Pooled, ProviderFrame, RefusedCode};
+use assay_types::{Amount, Finish, Job, Prices, ProviderId, RequestHash};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// Pieces that may wait for a slow client before the provider is slowed down.
+pub(crate) const UPDATES_MAX: usize = 64;
+
+/// What the handler hears.
+#[derive(Debug)]
+pub(crate) enum Update {
+    /// The first token is there; nothing can be refused any more.
+    Started(ProviderId),
+    /// Text, not empty.
+    Text(String),
+    /// The answer is whole and its record is stored.
+    Finished(Box<Finished>),
+    /// There is no (whole) answer.
+    Failed(GatewayError),
+}
+
+/// The end of an answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Finished {
+    pub(crate) finish: Finish,
+    pub(crate) output_tokens: u64,
+    pub(crate) providers: Vec<ProviderId>,
+    pub(crate) cost: Amount,
+}
+
+/// A request to fly.
+pub(crate) struct Ticket {
+    pub(crate) id: RequestHash,
+    pub(crate) job: Job,
+    pub(crate) model: GatewayModel,
+    pub(crate) key: KeyId,
+    pub(crate) only: Vec<ProviderId>,
+    pub(crate) ignore: Vec<ProviderId>,
+}
+
+/// How a flight ended.
+enum Landing {
+    /// The output ended by itself.
+    Whole(Finish),
+    /// The client left; the last provider signed what there was.
+    Abandoned,
+    /// No provider could (go on to) answer.
+    Failed(GatewayError),
+}
+
+/// How one attempt ended.
+enum Ending {
+    /// With the output's own end.
+    Whole(Finish),
+    /// By our `Cancel`, receipted or not.
+    Cancelled,
+    /// Another provider may go on.
+    Lost(Loss),
+}
+
+/// Why an attempt gave no (whole) answer.
+#[derive(Debug, thiserror::Error)]
+enum Loss {
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error("no token for {0:?}")]
+    Stalled(Duration),
+    #[error("refused: {1}")]
+    Refused(RefusedCode, String),
+    #[error("it ended the job")]
+    Ended,
+    #[error("payment: {0}")]
+    Pay(PayError),
+    #[error(transparent)]
+    Fault(Fault),
+    #[error("books: {0}")]
+    Books(assay_protocol::PayerError),
+    #[error("an unexpected frame")]
+    Unexpected,
+}
+
+/// Why we stop a stream that could go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stop {
+    ClientGone,
+    ShuttingDown,
+    /// The deposit does not cover the next chunk.
+    OutOfFunds,
+}
+
+pub(crate) struct Flight {
+    inner: Arc<Inner>,
+    ticket: Ticket,
+    answer: Answer,
+    out: mpsc::Sender<Update>,
+    /// Receipts that were paid for and are not in the answer.
+    strays: Vec<PartRow>,
+    /// Channels that were used.
+    used: Vec<Listing>,
+    has_started: bool,
+    /// Once set, nothing more is sent to the client but the last word.
+    stop: Option<Stop>,
+}
+
+/// One attempt's bookkeeping.
+struct Attempt {
+    listing: Listing,
+    segment: Segment,
+    sent_at: Instant,
+    first_token_at: Option<Instant>,
+    last_token_at: Instant,
+    /// Cancel was sent; the deadline for the last receipt.
+    cancel_by: Option<Instant>,
+}
+
+impl Flight {
+    pub(crate) fn new(inner: Arc<Inner>, ticket: Ticket, out: mpsc::Sender<Update>) -> Self {
+        let limits = OutputLimits {
+            max_tokens: ticket.job.max_tokens,
+            stop: ticket.job.stop.clone(),
+            ignore_eos: ticket.job.ignore_eos,
+        };
+        let text = OutputText::new(Arc::clone(&ticket.model.tokenizer), limits);
+        let answer = Answer::new(ticket.job.clone(), text, ticket.model.tokenizer.vocab_size());
+        Self { inner, ticket, answer, out, strays: Vec::new(), used: Vec::new(), has_started: false, stop: None }
+    }
+
+    /// Flies, stores the record, tells the client.
+    pub(crate) async fn run(mut self) {
+        let landing = self.fly().await;
+        let stored = self.store().await;
+        if matches!(landing, Landing::Abandoned) {
+            self.inner.metrics.abandoned.inc();
+        }
+        let last = match (landing, stored) {
+            (Landing::Whole(finish), Ok(())) => Update::Finished(Box::new(self.finished(finish))),
+            (Landing::Failed(error), _) => Update::Failed(error),
+            (Landing::Abandoned, _) => Update::Failed(GatewayError::ShuttingDown),
+            (Landing::Whole(_), Err(error)) => Update::Failed(error.into()),
+        };
+        // A client that has left does not need it.
+        let _ = self.out.send_timeout(last, self.inner.timeouts.client_write).await;
+    }
+
+    async fn fly(&mut self) -> Landing {
+        let mut tried = self.ticket.ignore.clone();
+        let mut last_loss: Option<String> = None;
+        let mut only_busy = true;
+        for _ in 0..self.inner.limits.attempts_max {
+            let (listing, prices) = match self.pick(&tried) {
+                Ok(picked) => picked,
+                Err(nobody) => return Landing::Failed(self.nobody(nobody, last_loss, only_busy)),
+            };
+            tried.push(listing.peer.id);
+            match self.attempt(listing, prices).await {
+                Ending::Whole(finish) => return Landing::Whole(finish),
+                Ending::Cancelled if self.stop == Some(Stop::ClientGone) => return Landing::Abandoned,
+                Ending::Cancelled if self.stop == Some(Stop::ShuttingDown) => {
+                    return Landing::Failed(GatewayError::ShuttingDown);
+                }
+                Ending::Cancelled => {
+                    // Out of funds there: somebody else goes on.
+                    self.stop = None;
+                    (last_loss, only_busy) = (Some("its payment channel is empty".into()), false);
+                }
+                Ending::Lost(Loss::Refused(RefusedCode::BadJob, message)) => {
+                    return Landing::Failed(GatewayError::Providers(message));
+                }
+                Ending::Lost(loss) => {
+                    only_busy &= matches!(loss, Loss::Refused(RefusedCode::Busy | RefusedCode::Draining, _));
+                    last_loss = Some(loss.to_string());
+                }
+            }
+            if let Some(stop) = self.stopped() {
+                return if stop == Stop::ClientGone {
+                    Landing::Abandoned
+                } else {
+                    Landing::Failed(GatewayError::ShuttingDown)
+                };
+            }
+            let metrics = &self.inner.metrics;
+            if self.has_started {
+                metrics.failovers.inc()
+            } else {
+                metrics.retries.inc()
+            };
+        }
+        Landing::Failed(self.nobody(Nobody::Offers, last_loss, only_busy))
+    }
+
+    fn pick(&self, tried: &[ProviderId]) -> Result<(Listing, Prices), Nobody> {
+        let max_tokens = self.answer.max_tokens_left();
+        let signed = u64::from(self.ticket.job.max_tokens) - max_tokens;
+        let wish = Wish {
+            model: self.ticket.model.model_id,
+            input_tokens: self.ticket.job.prompt.len() as u64 + signed,
+            max_tokens,
+            only: &self.ticket.only,
+            exclude: tried,
+        };
+        // A machine without random bytes still routes: always by the same draw.
+        let draw = getrandom::u64().unwrap_or_default();
+        self.inner.directory.pick(&wish, draw)
+    }
+
+    fn nobody(&self, nobody: Nobody, last_loss: Option<String>, only_busy: bool) -> GatewayError {
+        if self.has_started {
+            return GatewayError::BrokenOff(last_loss.unwrap_or_else(|| "no other provider has room".into()));
+        }
+        match (nobody, last_loss) {
+            (_, Some(_)) if only_busy => GatewayError::Busy,
+            (_, Some(loss)) => GatewayError::Providers(loss),
+            (Nobody::Offers, None) => GatewayError::NoProvider,
+            (Nobody::HasRoom, None) => GatewayError::Busy,
+            (Nobody::HasContext { longest }, None) => {
+                let job = &self.ticket.job;
+                let needed = job.prompt.len() as u64 + u64::from(job.max_tokens);
+                GatewayError::ContextLength { needed, longest }
+            }
+        }
+    }
+
+    /// One provider: pays, sends, listens, and leaves books and breaker as they have to be.
+    async fn attempt(&mut self, listing: Listing, prices: Prices) -> Ending {
+        let peer = Arc::clone(&listing.peer);
+        let channel = &peer.channel;
+        let segment = self.answer.segment(peer.id, channel.config, channel.id, prices);
+        let grant = segment.terms.grant_after(0);
+        let voucher = match channel.open(segment.request, grant).await {
+            Ok(voucher) => voucher,
+            Err(error) => return Ending::Lost(Loss::Pay(error)),
+        };
+        let open = Open { job: segment.job.clone(), channel: channel.config, prices, voucher, grant };
+        self.used.push(listing.clone());
+        let sent: SentAt = peer.on_sent();
+        let mut attempt = Attempt {
+            listing,
+            segment,
+            sent_at: Instant::now(),
+            first_token_at: None,
+            last_token_at: Instant::now(),
+            cancel_by: None,
+        };
+        let ending = self.with_link(&mut attempt, &ClientFrame::Open(Box::new(open))).await;
+        peer.on_ended(sent);
+        self.book_end(&attempt, &ending);
+        ending
+    }
+
+    /// Gets a connection and converses; once more with a fresh one if an idle one turns out to be dead.
+    async fn with_link(&mut self, attempt: &mut Attempt, open: &ClientFrame) -> Ending {
+        let (provider, request) = (attempt.listing.peer.id, attempt.segment.request);
+        loop {
+            let mut link = match self.inner.pool.get(provider, attempt.listing.address).await {
+                Ok(link) => link,
+                Err(error) => {
+                    attempt.listing.peer.channel.close(request);
+                    return Ending::Lost(error.into());
+                }
+            };
+            let mut was_answered = false;
+            match self.converse(attempt, &mut link, open, &mut was_answered).await {
+                Ok((ending, is_in_order)) => {
+                    attempt.listing.peer.channel.close(request);
+                    if is_in_order {
+                        self.inner.pool.give_back(link);
+                    }
+                    return ending;
+                }
+                Err(Loss::Net(_)) if link.is_reused && !was_answered && self.stop.is_none() => {}
+                Err(loss) => {
+                    // The provider may have charged for it: the books keep the reservation until it has said so.
+                    attempt.listing.peer.channel.lose(request);
+                    return Ending::Lost(loss);
+                }
+            }
+        }
+    }
+
+    /// Sends the job and listens until its end. `Ok` says that the provider has had its last word on the request,
+    /// and whether the connection can carry another job.
+    async fn converse(
+        &mut self,
+        attempt: &mut Attempt,
+        link: &mut Pooled,
+        open: &ClientFrame,
+        was_answered: &mut bool,
+    ) -> Result<(Ending, bool), Loss> {
+        link.connection.sender.send(open).await?;
+        loop {
+            let limit = self.patience(attempt);
+            let frame = tokio::select! {
+                frame = link.connection.receiver.recv_within::<ProviderFrame>(limit) => frame,
+                stop = stop_signal(&self.out, &self.inner), if attempt.cancel_by.is_none() => {
+                    self.cancel(attempt, link, stop).await?;
+                    continue;
+                }
+            };
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(NetError::Timeout { limit, .. }) => return Err(Loss::Stalled(limit)),
+                Err(error) => return Err(error.into()),
+            };
+            *was_answered = true;
+            match frame {
+                ProviderFrame::Accepted => {}
+                ProviderFrame::Tokens(tokens) => self.on_tokens(attempt, link, &tokens).await?,
+                ProviderFrame::Checkpoint(signed) => {
+                    attempt
+                        .segment
+                        .on_checkpoint(&self.answer, &signed, &self.inner.purse.receipts)
+                        .map_err(Loss::Fault)?;
+                    attempt.listing.peer.channel.on_receipt(&signed.receipt).map_err(Loss::Books)?;
+                    if attempt.cancel_by.is_none() {
+                        self.pay(attempt, link, signed.receipt.output_tokens).await?;
+                    }
+                }
+                ProviderFrame::Done(done) => return Ok((self.on_done(attempt, &done)?, true)),
+                // It has run this request before, on a connection that broke: what it charged is to be asked for.
+                ProviderFrame::Refused(refused) if refused.code == RefusedCode::Duplicate => {
+                    return Err(Loss::Refused(refused.code, refused.message));
+                }
+                ProviderFrame::Refused(refused) => {
+                    self.answer.keep_signed(&attempt.segment);
+                    let is_in_order = refused.code != RefusedCode::Protocol;
+                    return Ok((Ending::Lost(Loss::Refused(refused.code, refused.message)), is_in_order));
+                }
+                _ => return Err(Loss::Unexpected),
+            }
+        }
+    }
+
+    /// How long the next frame may take.
+    fn patience(&self, attempt: &Attempt) -> Duration {
+        let timeouts = &self.inner.timeouts;
+        match attempt.cancel_by {
+            Some(by) => by.saturating_duration_since(Instant::now()),
+            None if attempt.segment.has_output() => timeouts.next_token,
+            None => timeouts.first_token,
+        }
+    }
+
+    async fn on_tokens(&mut self, attempt: &mut Attempt, link: &mut Pooled, tokens: &[u32]) -> Result<(), Loss> {
+        let now = Instant::now();
+        if attempt.first_token_at.is_none() {
+            let after = now - attempt.sent_at;
+            attempt.first_token_at = Some(now);
+            attempt.listing.peer.on_first_token(after);
+            self.inner.metrics.first_token_seconds.observe(after.as_secs_f64());
+        }
+        attempt.last_token_at = now;
+        let text = attempt.segment.on_tokens(&mut self.answer, tokens).map_err(Loss::Fault)?;
+        self.inner.metrics.tokens_output.inc_by(tokens.len() as u64);
+        if attempt.cancel_by.is_some() {
+            return Ok(());
+        }
+        let started = (!self.has_started).then_some(Update::Started(attempt.listing.peer.id));
+        self.has_started = true;
+        for update in started.into_iter().chain((!text.is_empty()).then_some(Update::Text(text))) {
+            if self.out.send_timeout(update, self.inner.timeouts.client_write).await.is_err() {
+                return self.cancel(attempt, link, Stop::ClientGone).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn pay(&mut self, attempt: &mut Attempt, link: &mut Pooled, at: u64) -> Result<(), Loss> {
+        let grant = attempt.segment.terms.grant_after(at);
+        match attempt.listing.peer.channel.pay(attempt.segment.request, grant, self.inner.timeouts.fund).await {
+            Ok(voucher) => Ok(link.connection.sender.send(&ClientFrame::Pay(Pay { voucher, grant })).await?),
+            Err(PayError::Books(_)) => self.cancel(attempt, link, Stop::OutOfFunds).await,
+            Err(error) => Err(Loss::Pay(error)),
+        }
+    }
+
+    async fn cancel(&mut self, attempt: &mut Attempt, link: &mut Pooled, stop: Stop) -> Result<(), Loss> {
+        self.stop = Some(stop);
+        attempt.cancel_by = Some(Instant::now() + self.inner.timeouts.cancel);
+        Ok(link.connection.sender.send(&ClientFrame::Cancel).await?)
+    }
+
+    /// The provider's last receipt.
+    fn on_done(&mut self, attempt: &mut Attempt, done: &Done) -> Result<Ending, Loss> {
+        let (signed, finish) = (done.receipt, done.finish);
+        let checked = attempt.segment.on_done(&self.answer, &signed, finish, &self.inner.purse.receipts);
+        checked.map_err(Loss::Fault)?;
+        attempt.listing.peer.channel.on_receipt(&signed.receipt).map_err(Loss::Books)?;
+        match finish {
+            Finish::Stop | Finish::Length => {
+                self.answer.end(&attempt.segment, signed, finish);
+                Ok(Ending::Whole(finish))
+            }
+            Finish::Cancelled if attempt.cancel_by.is_some() && self.stop != Some(Stop::OutOfFunds) => {
+                self.answer.end(&attempt.segment, signed, finish);
+                Ok(Ending::Cancelled)
+            }
+            Finish::Cancelled | Finish::Open => {
+                // Cut on one side's own account: the answer goes on from the last checkpoint.
+                self.answer.keep_signed(&attempt.segment);
+                if finish == Finish::Cancelled {
+                    self.strays.push(PartRow { part: attempt.segment.part(signed, finish), in_answer: false });
+                }
+                Ok(if attempt.cancel_by.is_some() { Ending::Cancelled } else { Ending::Lost(Loss::Ended) })
+            }
+        }
+    }
+
+    /// What the attempt says about the provider.
+    fn book_end(&mut self, attempt: &Attempt, ending: &Ending) {
+        let peer = &attempt.listing.peer;
+        let loss = match ending {
+            Ending::Whole(_) | Ending::Cancelled => {
+                if let Some(first) = attempt.first_token_at {
+                    let further = attempt.segment.output_count().saturating_sub(1);
+                    peer.on_success(further, attempt.last_token_at - first);
+                }
+                return;
+            }
+            Ending::Lost(loss) => loss,
+        };
+        tracing::warn!(
+            provider = %peer.id, request = %attempt.segment.request, tokens = attempt.segment.output_count(),
+            reason = %loss, "an attempt was lost"
+        );
+        match loss {
+            Loss::Fault(fault) => {
+                self.inner.metrics.fault(fault.kind());
+                peer.on_fault();
+            }
+            Loss::Books(_) => {
+                self.inner.metrics.fault("books");
+                peer.on_fault();
+            }
+            Loss::Unexpected => {
+                self.inner.metrics.fault("frame");
+                peer.on_fault();
+            }
+            // Full, draining or dearer is no failure; neither is our own empty channel.
+            Loss::Refused(RefusedCode::Busy | RefusedCode::Draining | RefusedCode::Price, _) => {}
+            Loss::Pay(_) => {}
+            Loss::Refused(..) | Loss::Net(_) | Loss::Stalled(_) | Loss::Ended => peer.on_failure(),
+        }
+        if !matches!(loss, Loss::Refused(..) | Loss::Ended) {
+            self.answer.keep_signed(&attempt.segment);
+        }
+    }
+
+    /// Whether the client or the gateway wants an end, between two attempts.
+    fn stopped(&mut self) -> Option<Stop> {
+        if self.stop.is_none() && self.out.is_closed() {
+            self.stop = Some(Stop::ClientGone);
+        }
+        if self.stop.is_none() && self.inner.cut.is_cancelled() {
+            self.stop = Some(Stop::ShuttingDown);
+        }
+        self.stop
+    }
+
+    fn finished(&self, finish: Finish) -> Finished {
+        let parts = self.answer.parts();
+        let cost = parts.iter().fold(Amount::ZERO, |sum, part| sum.saturating_add(part.signed.receipt.charged));
+        Finished {
+            finish,
+            output_tokens: self.answer.tokens_count() as u64,
+            providers: parts.iter().map(|part| part.provider).collect(),
+            cost,
+        }
+    }
+
+    /// Everything that was signed, and the books of the channels that paid, in one transaction.
+    async fn store(&mut self) -> Result<(), crate::store::StoreError> {
+        if self.used.is_empty() {
+            return Ok(());
+        }
+        let whole = self.answer.parts().last().is_some_and(|part| part.finish != Finish::Open);
+        let in_answer = self.answer.parts().iter().map(|part| PartRow { part: part.clone(), in_answer: true });
+        let receipt = NewReceipt {
+            id: self.ticket.id,
+            key_id: self.ticket.key.0,
+            created_at: clock::unix_seconds(),
+            complete: whole,
+            job: self.ticket.job.clone(),
+            parts: in_answer.chain(self.strays.drain(..)).collect(),
+            channels: self.used.iter().map(|listing| listing.peer.channel.row()).collect(),
+        };
+        let charged =
+            receipt.parts.iter().fold(0u128, |sum, row| sum.saturating_add(row.part.signed.receipt.charged.0));
+        self.inner.metrics.charged.inc_by(u64::try_from(charged).unwrap_or(u64::MAX));
+        self.inner.store.put_receipt(receipt).await
+    }
+}
+
+/// Waits until the client has left or running streams are to be cut.
+async fn stop_signal(out: &mpsc::Sender<Update>, inner: &Inner) -> Stop {
+    tokio::select! {
+        () = out.closed() => Stop::ClientGone,
+        () = inner.cut.cancelled() => Stop::ShuttingDown,
+    }
+}

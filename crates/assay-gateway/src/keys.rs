@@ -1,0 +1,140 @@
+//! API keys: made once, shown once, kept as hashes.
+
+use crate::clock;
+use crate::store::{KeyRow, Store, StoreError};
+use arc_swap::ArcSwap;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What every key starts with.
+pub const KEY_PREFIX: &str = "sk-assay-";
+/// Random bytes in a key: nothing to guess, so a plain hash is enough to keep.
+const KEY_BYTES: usize = 24;
+/// Longest presented key that is hashed at all.
+const KEY_LEN_MAX: usize = 256;
+/// Longest name in bytes.
+const NAME_LEN_MAX: usize = 128;
+
+/// Number of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct KeyId(pub i64);
+
+/// Why no key was made.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The name is empty or too long.
+    #[error("a key's name has 1 to {NAME_LEN_MAX} bytes")]
+    BadName,
+    /// The operating system has no random bytes.
+    #[error("no random bytes: {0}")]
+    Random(String),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Keys that work, for one database. Clones share one view.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    store: Store,
+    /// By the first eight bytes of the hash; the rest is compared in constant time.
+    active: Arc<ArcSwap<HashMap<[u8; 8], Vec<Active>>>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    key_id: KeyId,
+    hash: [u8; 32],
+}
+
+impl Keys {
+    /// Reads the keys of `store`.
+    ///
+    /// # Errors
+    /// The read failed.
+    pub async fn open(store: Store) -> Result<Self, StoreError> {
+        let keys = Self { store, active: Arc::default() };
+        keys.reload().await?;
+        Ok(keys)
+    }
+
+    /// Makes a key and returns it; it cannot be read again later.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn create(&self, name: &str) -> Result<String, KeyError> {
+        if name.is_empty() || name.len() > NAME_LEN_MAX {
+            return Err(KeyError::BadName);
+        }
+        let mut secret = [0u8; KEY_BYTES];
+        getrandom::fill(&mut secret).map_err(|e| KeyError::Random(e.to_string()))?;
+        let digits: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = format!("{KEY_PREFIX}{digits}");
+        let hint = format!("{KEY_PREFIX}{}..{}", &digits[..4], &digits[digits.len() - 4..]);
+        self.store.insert_key(name, hash(&key), &hint, clock::unix_seconds()).await?;
+        self.reload().await?;
+        Ok(key)
+    }
+
+    /// All keys ever made, the oldest first.
+    ///
+    /// # Errors
+    /// The read failed.
+    pub async fn list(&self) -> Result<Vec<KeyRow>, StoreError> {
+        self.store.keys().await
+    }
+
+    /// Makes a key stop working; `false` if there is none with this number or it was revoked before. A gateway in
+    /// another process follows within a second.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn revoke(&self, key_id: KeyId) -> Result<bool, StoreError> {
+        let revoked = self.store.revoke_key(key_id.0, clock::unix_seconds()).await?;
+        self.reload().await?;
+        Ok(revoked)
+    }
+
+    /// Whose key this is. One hash and one look-up; no database.
+    #[must_use]
+    pub fn check(&self, key: &str) -> Option<KeyId> {
+        if key.len() > KEY_LEN_MAX {
+            return None;
+        }
+        let presented = hash(key);
+        let active = self.active.load();
+        let candidates = active.get(&short(&presented))?;
+        candidates.iter().find(|known| is_equal(&known.hash, &presented)).map(|known| known.key_id)
+    }
+
+    /// Takes over what another process changed.
+    ///
+    /// # Errors
+    /// The read failed; the view stays as it was.
+    pub(crate) async fn reload(&self) -> Result<(), StoreError> {
+        let mut active: HashMap<[u8; 8], Vec<Active>> = HashMap::new();
+        for row in self.store.keys().await?.iter().filter(|row| row.revoked_at.is_none()) {
+            let known = Active { key_id: KeyId(row.key_id), hash: row.hash };
+            active.entry(short(&row.hash)).or_default().push(known);
+        }
+        self.active.store(Arc::new(active));
+        Ok(())
+    }
+}
+
+fn hash(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+fn short(hash: &[u8; 32]) -> [u8; 8] {
+    let mut short = [0; 8];
+    short.copy_from_slice(&hash[..8]);
+    short
+}
+
+/// Looks at every byte whatever the first difference is.
+fn is_equal(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    let difference = a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b));
+    std::hint::black_box(difference) == 0
+}

@@ -1,0 +1,50 @@
+//! What the gateway needs of a chain: who is registered, and money in channels.
+//!
+//! A narrow interface, so that the request path cannot reach the chain at all: only the background tasks hold one.
+
+use assay_types::{Address, Amount, ChannelConfig, ChannelId, ProviderId};
+use std::future::Future;
+
+/// A provider as the registry has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registered {
+    /// Who.
+    pub id: ProviderId,
+    /// Where it listens: `tcp://HOST:PORT`.
+    pub endpoint: String,
+    /// Whether its stake is in place; others get no requests.
+    pub is_active: bool,
+}
+
+/// Which network: chain and contracts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Addresses {
+    /// Chain id, in every signed statement.
+    pub chain_id: u64,
+    /// Provider registry: verifying contract of receipts.
+    pub registry: Address,
+    /// Settlement contract: verifying contract of vouchers.
+    pub settlement: Address,
+    /// The ERC-20 that providers are paid in.
+    pub token: Address,
+}
+
+/// The chain did not answer, or said no.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("chain: {0}")]
+pub struct LedgerError(pub String);
+
+/// Access to a chain.
+pub trait Ledger: Send + Sync + 'static {
+    /// Where the contracts are.
+    fn addresses(&self) -> Addresses;
+
+    /// Everyone in the provider registry.
+    fn providers(&self) -> impl Future<Output = Result<Vec<Registered>, LedgerError>> + Send;
+
+    /// What was ever put into a channel; claimed amounts stay counted, withdrawn ones do not. 0 if it does not exist.
+    fn channel_deposit(&self, id: ChannelId) -> impl Future<Output = Result<Amount, LedgerError>> + Send;
+
+    /// Puts `amount` of the gateway's tokens into the channel and opens it if need be; returns when it is final.
+    fn deposit(&self, channel: &ChannelConfig, amount: Amount) -> impl Future<Output = Result<(), LedgerError>> + Send;
+}

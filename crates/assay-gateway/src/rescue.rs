@@ -1,0 +1,107 @@
+//! The one place that turns errors into HTTP: status, error object, `Retry-After`.
+
+use crate::error::GatewayError;
+use assay_api::{ErrorBody, ErrorObject, RequestError};
+use assay_types::JobError;
+use axum::body::Body;
+use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, Response, StatusCode};
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+const RATE: &str = "rate_limit_error";
+
+/// What an error looks like from outside.
+struct Look {
+    status: StatusCode,
+    kind: &'static str,
+    code: &'static str,
+    param: Option<String>,
+    retry_after_s: Option<u32>,
+}
+
+/// The reply to a request that failed before its first byte was sent.
+#[must_use]
+pub(crate) fn response(error: &GatewayError) -> Response<Body> {
+    let look = look(error);
+    let body = serde_json::to_vec(&error_body(error)).unwrap_or_default();
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = look.status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = look.retry_after_s {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if matches!(error, GatewayError::MethodNotAllowed { .. }) {
+        headers.insert(ALLOW, HeaderValue::from_static("GET, POST"));
+    }
+    response
+}
+
+/// The error object, which also ends a broken stream.
+#[must_use]
+pub(crate) fn error_body(error: &GatewayError) -> ErrorBody {
+    let look = look(error);
+    let error = ErrorObject {
+        message: error.to_string(),
+        kind: look.kind.into(),
+        param: look.param,
+        code: Some(look.code.into()),
+    };
+    ErrorBody { error }
+}
+
+fn look(error: &GatewayError) -> Look {
+    let plain = |status, kind, code| Look { status, kind, code, param: None, retry_after_s: None };
+    let invalid = |code, param: Option<&str>| Look {
+        param: param.map(Into::into),
+        ..plain(StatusCode::BAD_REQUEST, INVALID, code)
+    };
+    let retry = |status, kind, code, seconds| Look { retry_after_s: Some(seconds), ..plain(status, kind, code) };
+    match error {
+        GatewayError::Request(request) => request_look(request),
+        GatewayError::Prompt(_) => invalid("invalid_messages", Some("messages")),
+        GatewayError::Job(job) => job_look(job),
+        GatewayError::ContextLength { .. } => invalid("context_length_exceeded", Some("max_tokens")),
+        GatewayError::MissingKey | GatewayError::BadKey => plain(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key"),
+        GatewayError::ModelNotFound(_) => {
+            Look { param: Some("model".into()), ..plain(StatusCode::NOT_FOUND, INVALID, "model_not_found") }
+        }
+        GatewayError::BodyTooLarge { .. } => plain(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large"),
+        GatewayError::BodyTimeout => plain(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout"),
+        GatewayError::BodyBroken => invalid("body_broken", None),
+        GatewayError::Busy => retry(StatusCode::TOO_MANY_REQUESTS, RATE, "no_capacity", 1),
+        GatewayError::NoProvider => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_provider", 2),
+        GatewayError::Providers(_) => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "provider_failed", 1),
+        GatewayError::BrokenOff(_) => plain(StatusCode::BAD_GATEWAY, SERVER, "stream_broken"),
+        GatewayError::ShuttingDown => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down", 5),
+        GatewayError::UnknownUrl { .. } => plain(StatusCode::NOT_FOUND, INVALID, "unknown_url"),
+        GatewayError::MethodNotAllowed { .. } => plain(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
+        GatewayError::ReceiptNotFound(_) => plain(StatusCode::NOT_FOUND, INVALID, "receipt_not_found"),
+        GatewayError::ReceiptPending => retry(StatusCode::CONFLICT, INVALID, "receipt_pending", 1),
+        GatewayError::ReceiptIncomplete => plain(StatusCode::NOT_FOUND, INVALID, "receipt_incomplete"),
+        GatewayError::Store(_) | GatewayError::Random => {
+            plain(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error")
+        }
+    }
+}
+
+fn request_look(error: &RequestError) -> Look {
+    Look {
+        status: StatusCode::BAD_REQUEST,
+        kind: INVALID,
+        code: error.code(),
+        param: error.param().map(Into::into),
+        retry_after_s: None,
+    }
+}
+
+fn job_look(error: &JobError) -> Look {
+    let (code, param) = match error {
+        JobError::EmptyPrompt => ("empty_prompt", "prompt"),
+        JobError::ContextOverflow { .. } => ("context_length_exceeded", "max_tokens"),
+        JobError::TokenOutOfRange { .. } => ("invalid_value", "prompt"),
+        JobError::BadField { field, .. } => ("invalid_value", *field),
+    };
+    Look { status: StatusCode::BAD_REQUEST, kind: INVALID, code, param: Some(param.into()), retry_after_s: None }
+}

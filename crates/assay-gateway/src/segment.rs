@@ -1,0 +1,259 @@
+//! One answer, and the segment of it that one provider produces: what may be believed, sent on and paid for.
+//!
+//! Pure: frames in, text or a fault out. The client may have seen tokens beyond the last signed position; when a
+//! provider is lost, the next one starts at the signed position, and what it produces again is compared with what
+//! the client has, never sent twice.
+
+use alloy_sol_types::Eip712Domain;
+use assay_gguf::{FinishReason, OutputText};
+use assay_protocol::{ReceiptExpectation, ReceiptFault, StreamTerms};
+use assay_types::{
+    ChannelConfig, ChannelId, Finish, Job, Prices, ProviderId, ReceiptPart, RequestHash, SignatureError, SignedReceipt,
+    TokenId,
+};
+
+/// All that is known of one answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The original job: empty prefix.
+    pub(crate) job: Job,
+    /// Output tokens, whoever produced them.
+    tokens: Vec<TokenId>,
+    /// Their text and end.
+    text: OutputText,
+    /// How many of `tokens` are covered by `parts`.
+    signed: usize,
+    /// Signed parts in order, without gaps.
+    parts: Vec<ReceiptPart>,
+    vocab_size: u32,
+}
+
+/// What one provider is asked for and has produced.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// The job with the prefix that is signed so far.
+    pub(crate) job: Job,
+    pub(crate) request: RequestHash,
+    pub(crate) terms: StreamTerms,
+    provider: ProviderId,
+    channel: ChannelConfig,
+    channel_id: ChannelId,
+    /// Position of its first token in the answer.
+    start: usize,
+    output: Vec<TokenId>,
+    checkpoint: Option<SignedReceipt>,
+}
+
+/// What a provider said that cannot be true.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("token {0} is outside the vocabulary")]
+    TokenOutOfRange(TokenId),
+    #[error("tokens after the end of the output")]
+    AfterEnd,
+    #[error("output token {index} is {got}, but another provider produced {expected}")]
+    Diverged { index: usize, expected: TokenId, got: TokenId },
+    #[error("the end is {claimed:?}, but the output is not at its end")]
+    EarlyEnd { claimed: Finish },
+    #[error("the end is {claimed:?}, not {expected:?}")]
+    WrongEnd { claimed: Finish, expected: Finish },
+    #[error("the last receipt covers {covered} of {arrived} tokens")]
+    Uncovered { covered: u64, arrived: u64 },
+    #[error("a checkpoint at {found} after one at {last}")]
+    CheckpointOrder { last: u64, found: u64 },
+    #[error(transparent)]
+    Receipt(#[from] ReceiptFault),
+    #[error("the receipt's {0}")]
+    Signature(#[from] SignatureError),
+}
+
+impl Fault {
+    /// For the metrics.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::TokenOutOfRange(_) | Self::AfterEnd => "token",
+            Self::Diverged { .. } => "diverged",
+            Self::EarlyEnd { .. } | Self::WrongEnd { .. } => "finish",
+            Self::Uncovered { .. } | Self::CheckpointOrder { .. } | Self::Receipt(_) => "receipt",
+            Self::Signature(_) => "signature",
+        }
+    }
+}
+
+impl Answer {
+    pub(crate) fn new(job: Job, text: OutputText, vocab_size: u32) -> Self {
+        Self { job, tokens: Vec::new(), text, signed: 0, parts: Vec::new(), vocab_size }
+    }
+
+    /// Output tokens so far.
+    pub(crate) fn tokens_count(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Tokens that no receipt covers yet; the next provider has to produce at least one.
+    pub(crate) fn max_tokens_left(&self) -> u64 {
+        u64::from(self.job.max_tokens).saturating_sub(self.signed as u64)
+    }
+
+    /// Signed parts, in order.
+    pub(crate) fn parts(&self) -> &[ReceiptPart] {
+        &self.parts
+    }
+
+    /// The next provider's segment.
+    pub(crate) fn segment(
+        &self,
+        provider: ProviderId,
+        channel: ChannelConfig,
+        channel_id: ChannelId,
+        prices: Prices,
+    ) -> Segment {
+        let job = self.job.resumed_after(self.tokens.get(..self.signed).unwrap_or_default());
+        Segment {
+            request: job.request_hash(),
+            terms: StreamTerms::new(&job, prices),
+            job,
+            provider,
+            channel,
+            channel_id,
+            start: self.signed,
+            output: Vec::new(),
+            checkpoint: None,
+        }
+    }
+
+    /// The provider of `segment` was lost: what it signed stays.
+    pub(crate) fn keep_signed(&mut self, segment: &Segment) {
+        if let Some(checkpoint) = segment.checkpoint {
+            self.parts.push(segment.part(checkpoint, Finish::Open));
+            self.signed = segment.start + covered(&checkpoint);
+        }
+    }
+
+    /// The answer has ended with this receipt of `segment`.
+    pub(crate) fn end(&mut self, segment: &Segment, last: SignedReceipt, finish: Finish) {
+        self.parts.push(segment.part(last, finish));
+        self.signed = segment.start + covered(&last);
+    }
+
+    /// Takes a token at `index`; returns its text if it is new.
+    fn take(&mut self, index: usize, token: TokenId) -> Result<String, Fault> {
+        if let Some(&expected) = self.tokens.get(index) {
+            return if expected == token {
+                Ok(String::new())
+            } else {
+                Err(Fault::Diverged { index, expected, got: token })
+            };
+        }
+        if token >= self.vocab_size {
+            return Err(Fault::TokenOutOfRange(token));
+        }
+        if self.text.finish().is_some() {
+            return Err(Fault::AfterEnd);
+        }
+        self.tokens.push(token);
+        Ok(self.text.push(token).text)
+    }
+}
+
+impl Segment {
+    /// Whether a token has arrived.
+    pub(crate) fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    /// Output tokens that arrived.
+    pub(crate) fn output_count(&self) -> u32 {
+        u32::try_from(self.output.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Further tokens; returns text that the client has not seen.
+    pub(crate) fn on_tokens(&mut self, answer: &mut Answer, tokens: &[TokenId]) -> Result<String, Fault> {
+        let mut text = String::new();
+        for &token in tokens {
+            text.push_str(&answer.take(self.start + self.output.len(), token)?);
+            self.output.push(token);
+        }
+        Ok(text)
+    }
+
+    /// A checkpoint: it must go further than the last one, and cover only what arrived.
+    pub(crate) fn on_checkpoint(
+        &mut self,
+        answer: &Answer,
+        signed: &SignedReceipt,
+        domain: &Eip712Domain,
+    ) -> Result<(), Fault> {
+        let (last, found) = (self.checkpoint.map_or(0, |c| c.receipt.output_tokens), signed.receipt.output_tokens);
+        if found <= last {
+            return Err(Fault::CheckpointOrder { last, found });
+        }
+        self.check(signed, Finish::Open, domain)?;
+        let at_end = self.start + covered(signed) == answer.tokens.len();
+        if let Some(expected) = answer.text.finish().map(wire).filter(|_| at_end) {
+            return Err(Fault::WrongEnd { claimed: Finish::Open, expected });
+        }
+        self.checkpoint = Some(*signed);
+        Ok(())
+    }
+
+    /// The last receipt. One that claims the output's own end must cover all of it, and the output must be at that
+    /// end; one that was cut may cover less than what arrived.
+    pub(crate) fn on_done(
+        &self,
+        answer: &Answer,
+        signed: &SignedReceipt,
+        finish: Finish,
+        domain: &Eip712Domain,
+    ) -> Result<(), Fault> {
+        self.check(signed, finish, domain)?;
+        let last = self.checkpoint.map_or(0, |c| c.receipt.output_tokens);
+        if signed.receipt.output_tokens < last {
+            return Err(Fault::CheckpointOrder { last, found: signed.receipt.output_tokens });
+        }
+        if matches!(finish, Finish::Open | Finish::Cancelled) {
+            return Ok(());
+        }
+        let (covered, arrived) = (signed.receipt.output_tokens, self.output.len() as u64);
+        if covered != arrived {
+            return Err(Fault::Uncovered { covered, arrived });
+        }
+        let at_end = self.start + self.output.len() == answer.tokens.len();
+        match answer.text.finish().map(wire) {
+            Some(expected) if at_end && expected == finish => Ok(()),
+            Some(expected) if at_end => Err(Fault::WrongEnd { claimed: finish, expected }),
+            _ => Err(Fault::EarlyEnd { claimed: finish }),
+        }
+    }
+
+    /// The output so far as a part of the answer.
+    pub(crate) fn part(&self, signed: SignedReceipt, finish: Finish) -> ReceiptPart {
+        let output = self.output.get(..covered(&signed)).unwrap_or_default().to_vec();
+        ReceiptPart { provider: self.provider, channel: self.channel, output, finish, signed }
+    }
+
+    fn check(&self, signed: &SignedReceipt, finish: Finish, domain: &Eip712Domain) -> Result<(), Fault> {
+        // Content first: it is cheaper than the signature.
+        ReceiptExpectation {
+            channel_id: self.channel_id,
+            request_hash: self.request,
+            model_id: self.job.model_id,
+            terms: &self.terms,
+            output: &self.output,
+            finish,
+        }
+        .check(&signed.receipt)?;
+        Ok(signed.verify(domain, self.provider)?)
+    }
+}
+
+fn covered(signed: &SignedReceipt) -> usize {
+    usize::try_from(signed.receipt.output_tokens).unwrap_or(usize::MAX)
+}
+
+fn wire(finish: FinishReason) -> Finish {
+    match finish {
+        FinishReason::Stop => Finish::Stop,
+        FinishReason::Length => Finish::Length,
+    }
+}

@@ -1,0 +1,352 @@
+//! What survives a restart: keys, receipts, and how far each channel's vouchers may have gone.
+//!
+//! One SQLite file in WAL mode with `synchronous=FULL`. All writes go through one task that commits whatever is
+//! waiting in one transaction, so a hundred answers that end together cost one disk flush; a write is acknowledged
+//! after its commit. Reads use their own connections and never wait for the writer.
+
+mod rows;
+mod writer;
+
+pub use rows::{ChannelRow, KeyRow, NewReceipt, PartRow, StoredReceipt};
+
+use assay_types::{Amount, ChannelId, Manifest, ModelId, RequestHash};
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use writer::{Write, WriteKind};
+
+/// Marks the file as this program's: "asGW".
+const APPLICATION_ID: i64 = 0x6173_4757;
+/// Version of the schema below.
+const SCHEMA_VERSION: i64 = 1;
+/// Writes that may wait for the writer.
+const QUEUE_MAX: usize = 1024;
+/// Files up to this size are checked page by page when they are opened; larger ones as they are read.
+const QUICK_CHECK_BYTES_MAX: u64 = 64 << 20;
+
+const SCHEMA: &str = "
+CREATE TABLE keys (
+    key_id      INTEGER PRIMARY KEY,
+    name        TEXT    NOT NULL,
+    hash        BLOB    NOT NULL UNIQUE,
+    hint        TEXT    NOT NULL,
+    created_at  INTEGER NOT NULL,
+    revoked_at  INTEGER
+) STRICT;
+CREATE TABLE channels (
+    channel_id    BLOB PRIMARY KEY,
+    provider      BLOB NOT NULL,
+    mark          BLOB NOT NULL,
+    charged_total BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE manifests (
+    model_id BLOB PRIMARY KEY,
+    manifest TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE receipts (
+    receipt_id BLOB    PRIMARY KEY,
+    key_id     INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    model_id   BLOB    NOT NULL,
+    complete   INTEGER NOT NULL,
+    job        TEXT    NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE parts (
+    receipt_id BLOB    NOT NULL,
+    seq        INTEGER NOT NULL,
+    in_answer  INTEGER NOT NULL,
+    part       TEXT    NOT NULL,
+    PRIMARY KEY (receipt_id, seq)
+) STRICT, WITHOUT ROWID;
+";
+
+/// Why nothing was stored or found.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be opened or created.
+    #[error("cannot open the gateway's database {path}: {reason}; check the directory and its permissions")]
+    Open {
+        /// Where.
+        path: PathBuf,
+        /// What SQLite says.
+        reason: String,
+    },
+    /// The file is damaged, or not this program's. It was left as it is.
+    #[error("the gateway's database {path} is unusable ({reason}); it was not changed: restore a copy or move it away")]
+    Unusable {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A read or a write failed.
+    #[error("the gateway's database failed: {0}")]
+    Failed(String),
+    /// A row does not hold what this program writes.
+    #[error("the gateway's database holds a bad {0}")]
+    BadRow(&'static str),
+    /// The store was closed.
+    #[error("the gateway's database is closed")]
+    Closed,
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// The gateway's database.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: SqlitePool,
+    writes: mpsc::Sender<Write>,
+}
+
+impl Store {
+    /// Opens `path`, creates it if it does not exist, and starts the writer on the current tokio runtime. The
+    /// returned task ends when the last [`Store`] is dropped.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] and [`StoreError::Unusable`]; the file is not changed then.
+    pub async fn open(path: &Path) -> Result<(Self, tokio::task::JoinHandle<()>), StoreError> {
+        let open_error = |e: sqlx::Error| StoreError::Open { path: path.into(), reason: e.to_string() };
+        check_header(path)?;
+        let plain = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5));
+        // Setting the journal mode changes the file, so it is looked at without.
+        let first = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(plain.clone())
+            .await
+            .map_err(|e| if is_damage(&e) { unusable(path, &e.to_string()) } else { open_error(e) })?;
+        prepare(&first, path).await?;
+        first.close().await;
+        let options = plain.journal_mode(SqliteJournalMode::Wal);
+        let pool =
+            SqlitePoolOptions::new().max_connections(4).connect_with(options.clone()).await.map_err(open_error)?;
+        let connection = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(open_error)?;
+        let (writes, queue) = mpsc::channel(QUEUE_MAX);
+        let task = tokio::spawn(writer::run(connection, queue));
+        Ok((Self { pool, writes }, task))
+    }
+
+    /// Notes a key.
+    ///
+    /// # Errors
+    /// The write failed.
+    pub async fn insert_key(&self, name: &str, hash: [u8; 32], hint: &str, now: u64) -> Result<(), StoreError> {
+        self.write(WriteKind::InsertKey { name: name.into(), hash, hint: hint.into(), now }).await
+    }
+
+    /// Marks a key as revoked; `false` if there is none or it was revoked before.
+    ///
+    /// # Errors
+    /// The read or write failed.
+    pub async fn revoke_key(&self, key_id: i64, now: u64) -> Result<bool, StoreError> {
+        let found = self.keys().await?.iter().any(|key| key.key_id == key_id && key.revoked_at.is_none());
+        if found {
+            self.write(WriteKind::RevokeKey { key_id, now }).await?;
+        }
+        Ok(found)
+    }
+
+    /// All keys, the oldest first.
+    ///
+    /// # Errors
+    /// The read failed.
+    pub async fn keys(&self) -> Result<Vec<KeyRow>, StoreError> {
+        let rows = sqlx::query("SELECT key_id, name, hash, hint, created_at, revoked_at FROM keys ORDER BY key_id")
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(KeyRow::read).collect()
+    }
+
+    /// Notes a model's manifest.
+    ///
+    /// # Errors
+    /// The write failed.
+    pub async fn put_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        self.write(WriteKind::PutManifest { manifest: manifest.clone() }).await
+    }
+
+    /// What was noted of a channel.
+    ///
+    /// # Errors
+    /// The read failed.
+    pub async fn channel(&self, channel_id: ChannelId) -> Result<Option<ChannelRow>, StoreError> {
+        let row = sqlx::query("SELECT channel_id, provider, mark, charged_total FROM channels WHERE channel_id = ?")
+            .bind(channel_id.0.as_slice())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.as_ref().map(ChannelRow::read).transpose()
+    }
+
+    /// All channels.
+    ///
+    /// # Errors
+    /// The read failed.
+    pub async fn channels(&self) -> Result<Vec<ChannelRow>, StoreError> {
+        let rows =
+            sqlx::query("SELECT channel_id, provider, mark, charged_total FROM channels").fetch_all(&self.pool).await?;
+        rows.iter().map(ChannelRow::read).collect()
+    }
+
+    /// Notes how far the vouchers of a channel may go and what was charged on it. Both only ever rise: an older row
+    /// that arrives late changes nothing.
+    ///
+    /// # Errors
+    /// The write failed.
+    pub async fn put_channel(&self, row: ChannelRow) -> Result<(), StoreError> {
+        self.write(WriteKind::PutChannel { row }).await
+    }
+
+    /// Stores an answer's job, its parts and the charges of the channels that paid, in one transaction.
+    ///
+    /// # Errors
+    /// The write failed; nothing of it is stored then.
+    pub async fn put_receipt(&self, receipt: NewReceipt) -> Result<(), StoreError> {
+        self.write(WriteKind::PutReceipt { receipt: Box::new(receipt) }).await
+    }
+
+    /// An answer's record.
+    ///
+    /// # Errors
+    /// The read failed or the row is damaged.
+    pub async fn receipt(&self, id: RequestHash) -> Result<Option<StoredReceipt>, StoreError> {
+        let row = sqlx::query(
+            "SELECT r.key_id, r.complete, r.job, m.manifest FROM receipts r JOIN manifests m USING (model_id) \
+             WHERE r.receipt_id = ?",
+        )
+        .bind(id.0.as_slice())
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(mut stored) = row.as_ref().map(StoredReceipt::read).transpose()? else { return Ok(None) };
+        let parts = sqlx::query("SELECT part FROM parts WHERE receipt_id = ? AND in_answer = 1 ORDER BY seq")
+            .bind(id.0.as_slice())
+            .fetch_all(&self.pool)
+            .await?;
+        stored.parts = parts.iter().map(StoredReceipt::read_part).collect::<Result<_, _>>()?;
+        Ok(Some(stored))
+    }
+
+    /// How many answers are stored.
+    ///
+    /// # Errors
+    /// The read failed.
+    pub async fn receipts_count(&self) -> Result<u64, StoreError> {
+        let row = sqlx::query("SELECT count(*) FROM receipts").fetch_one(&self.pool).await?;
+        Ok(row.try_get::<i64, _>(0)?.cast_unsigned())
+    }
+
+    /// Sum of all charges on all channels.
+    ///
+    /// # Errors
+    /// The read failed.
+    pub async fn charged_total(&self) -> Result<Amount, StoreError> {
+        let channels = self.channels().await?;
+        Ok(channels.iter().fold(Amount::ZERO, |sum, row| sum.saturating_add(row.charged_total)))
+    }
+
+    /// Commits what waits and closes the file; later reads and writes fail.
+    ///
+    /// # Errors
+    /// The last commit failed.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let closed = self.write(WriteKind::Close).await;
+        self.pool.close().await;
+        closed
+    }
+
+    async fn write(&self, kind: WriteKind) -> Result<(), StoreError> {
+        let (done, committed) = oneshot::channel();
+        self.writes.send(Write { kind, done }).await.map_err(|_| StoreError::Closed)?;
+        committed.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+fn unusable(path: &Path, reason: &str) -> StoreError {
+    StoreError::Unusable { path: path.into(), reason: reason.into() }
+}
+
+/// SQLite's words for a file that is not, or no longer, a database.
+fn is_damage(error: &sqlx::Error) -> bool {
+    let text = error.to_string();
+    text.contains("not a database") || text.contains("malformed") || text.contains("disk image")
+}
+
+/// A file that exists and is not empty begins with SQLite's magic.
+fn check_header(path: &Path) -> Result<(), StoreError> {
+    use std::io::Read;
+    let mut file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        // Missing: it will be created. Anything else is SQLite's to report.
+        Err(_) => return Ok(()),
+    };
+    let mut magic = [0; 16];
+    match file.read_exact(&mut magic) {
+        Ok(()) if &magic == b"SQLite format 3\0" => Ok(()),
+        Ok(()) => Err(unusable(path, "not an SQLite file")),
+        Err(_) if file.metadata().is_ok_and(|m| m.len() == 0) => Ok(()),
+        Err(_) => Err(unusable(path, "too short")),
+    }
+}
+
+async fn prepare(pool: &SqlitePool, path: &Path) -> Result<(), StoreError> {
+    let pragma = async |name: &'static str| -> Result<i64, StoreError> {
+        let row = sqlx::query(name).fetch_one(pool).await.map_err(|e| unusable(path, &e.to_string()))?;
+        row.try_get(0).map_err(|e| unusable(path, &e.to_string()))
+    };
+    let tables = pragma("SELECT count(*) FROM sqlite_schema").await?;
+    let application_id = pragma("PRAGMA application_id").await?;
+    if tables == 0 && application_id == 0 {
+        return create(pool).await;
+    }
+    if application_id != APPLICATION_ID {
+        return Err(unusable(path, "another program's database"));
+    }
+    let version = pragma("PRAGMA user_version").await?;
+    if version != SCHEMA_VERSION {
+        let reason = format!("schema version {version}; this release reads version {SCHEMA_VERSION}");
+        return Err(unusable(path, &reason));
+    }
+    if std::fs::metadata(path).is_ok_and(|m| m.len() <= QUICK_CHECK_BYTES_MAX) {
+        let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(pool).await;
+        let verdict = row.and_then(|row| row.try_get::<String, _>(0)).map_err(|e| unusable(path, &e.to_string()))?;
+        if verdict != "ok" {
+            return Err(unusable(path, verdict.lines().next().unwrap_or_default()));
+        }
+    }
+    Ok(())
+}
+
+async fn create(pool: &SqlitePool) -> Result<(), StoreError> {
+    let mut transaction = pool.begin().await?;
+    sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
+    // Pragmas take no parameters; both are constants of this file.
+    let marks = sqlx::AssertSqlSafe(format!(
+        "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
+    ));
+    sqlx::raw_sql(marks).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Parses an id as it stands in a URL: `0x` and 64 hex digits.
+#[must_use]
+pub fn parse_receipt_id(text: &str) -> Option<RequestHash> {
+    // `B256` accepts the digits without the prefix, too; one name for one receipt.
+    text.strip_prefix("0x").filter(|digits| digits.len() == 64)?;
+    RequestHash::from_str(text).ok()
+}
+
+/// The model of a stored job.
+pub(crate) fn model_key(model_id: ModelId) -> Vec<u8> {
+    model_id.0.to_vec()
+}

@@ -1,0 +1,193 @@
+//! Every bad request, and what comes back.
+
+use crate::world::{CONTEXT, World, chat_body};
+use assay_net::RefusedCode;
+use assay_testkit::fake_provider::Trick;
+use axum::http::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Status, code and param of an error reply; every one has OpenAI's shape.
+fn look(reply: &crate::world::Reply) -> (u16, String, Option<String>) {
+    let body = reply.json();
+    let error = &body["error"];
+    assert!(!error["message"].as_str().unwrap().is_empty());
+    assert!(error["type"].as_str().unwrap().ends_with("_error"));
+    assert_eq!(reply.headers["content-type"], "application/json");
+    let param = error["param"].as_str().map(str::to_owned);
+    (reply.status.as_u16(), error["code"].as_str().unwrap().to_owned(), param)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests() {
+    let world = World::start(1, "x").await;
+    let check = async |path: &str, body: Vec<u8>, status: u16, code: &str, param: Option<&str>| {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
+        let reply = world.send(Method::POST, path, Some(&world.key), body).await;
+        assert_eq!(look(&reply), (status, code.to_owned(), param.map(str::to_owned)), "{shown}: {}", reply.text());
+    };
+    let chat = "/v1/chat/completions";
+    let with = |extra: Value| chat_body(extra).to_string().into_bytes();
+    check(chat, b"".to_vec(), 400, "invalid_json", None).await;
+    check(chat, b"{\"model\":".to_vec(), 400, "invalid_json", None).await;
+    check(chat, b"\xff\xfe".to_vec(), 400, "invalid_json", None).await;
+    check(chat, b"[1]".to_vec(), 400, "invalid_type", None).await;
+    check(chat, "[".repeat(200_000).into_bytes(), 400, "invalid_json", None).await;
+    check(chat, with(json!({"model": null})), 400, "missing_required_parameter", Some("model")).await;
+    check(chat, with(json!({"model": 7})), 400, "invalid_value", Some("model")).await;
+    check(chat, with(json!({"messages": []})), 400, "invalid_value", Some("messages")).await;
+    check(
+        chat,
+        with(json!({"messages": [{"role": "x", "content": ""}]})),
+        400,
+        "invalid_value",
+        Some("messages[0].role"),
+    )
+    .await;
+    check(chat, with(json!({"temperature": 3})), 400, "invalid_value", Some("temperature")).await;
+    check(chat, with(json!({"max_tokens": "1"})), 400, "invalid_value", Some("max_tokens")).await;
+    check(chat, with(json!({"tools": [{}]})), 400, "unsupported_parameter", Some("tools")).await;
+    check(chat, with(json!({"n": 2})), 400, "unsupported_parameter", Some("n")).await;
+    check(chat, with(json!({"model": "gpt-4"})), 404, "model_not_found", Some("model")).await;
+    check(chat, with(json!({"max_tokens": CONTEXT})), 400, "context_length_exceeded", Some("max_tokens")).await;
+    let long = json!({"messages": [{"role": "user", "content": "x".repeat(CONTEXT as usize)}]});
+    check(chat, with(long), 400, "context_length_exceeded", Some("max_tokens")).await;
+    let completions = "/v1/completions";
+    let prompt = |prompt: Value| json!({"model": "fake", "prompt": prompt}).to_string().into_bytes();
+    check(completions, prompt(json!(null)), 400, "missing_required_parameter", Some("prompt")).await;
+    check(completions, prompt(json!([])), 400, "invalid_value", Some("prompt")).await;
+    check(completions, prompt(json!(["a", "b"])), 400, "unsupported_parameter", Some("prompt")).await;
+    check(completions, prompt(json!([4_000_000])), 400, "invalid_value", Some("prompt")).await;
+    let too_large = with(json!({"messages": [{"role": "user", "content": "x".repeat(10 << 20)}]}));
+    check(chat, too_large, 413, "body_too_large", None).await;
+    // After all that, the next request is served.
+    assert_eq!(world.chat(json!({})).await.content(), "x");
+    assert_eq!(world.providers[0].jobs().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_unknown_length_is_cut_at_the_limit() {
+    let world = World::start(1, "x").await;
+    let mut stream = TcpStream::connect(world.gateway.address()).await.unwrap();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ntransfer-encoding: chunked\r\n\r\n",
+        world.key
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+    for _ in 0..32 {
+        stream.write_all(chunk.as_bytes()).await.unwrap();
+    }
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_ask() {
+    let world = World::start(1, "x").await;
+    let wrong = format!("{}0", &world.key[..world.key.len() - 1]);
+    for path in ["/v1/chat/completions", "/v1/completions"] {
+        for key in [None, Some(""), Some("sk-assay-"), Some(&*wrong), Some(&*"x".repeat(4000))] {
+            let reply = world.send(Method::POST, path, key, chat_body(json!({})).to_string()).await;
+            assert_eq!(look(&reply), (401, "invalid_api_key".into(), None), "{path} {key:?}");
+        }
+    }
+    for path in ["/v1/models", "/v1/receipts/0x00"] {
+        assert_eq!(look(&world.send(Method::GET, path, Some(&wrong), "").await).0, 401, "{path}");
+    }
+    assert_eq!(world.providers[0].jobs().len(), 0);
+    let keys = world.gateway.keys();
+    let second = keys.create("second").await.unwrap();
+    assert_eq!(world.send(Method::GET, "/v1/models", Some(&second), "").await.status, 200);
+    let row = keys.list().await.unwrap().into_iter().find(|row| row.name == "second").unwrap();
+    assert!(second.starts_with("sk-assay-") && !row.hint.contains(&second));
+    let id = assay_gateway::KeyId(row.key_id);
+    assert!(keys.revoke(id).await.unwrap());
+    assert!(!keys.revoke(id).await.unwrap());
+    assert_eq!(world.send(Method::GET, "/v1/models", Some(&second), "").await.status, 401);
+    assert_eq!(world.get("/v1/models").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_paths_and_methods() {
+    let world = World::start(1, "x").await;
+    let check = async |method: Method, path: &str, status: u16, code: &str| {
+        let reply = world.send(method, path, Some(&world.key), "").await;
+        assert_eq!(look(&reply), (status, code.to_owned(), None), "{path}");
+    };
+    check(Method::GET, "/", 404, "unknown_url").await;
+    check(Method::POST, "/v1/embeddings", 404, "unknown_url").await;
+    check(Method::GET, "/v1/chat/completions", 405, "method_not_allowed").await;
+    check(Method::POST, "/v1/models", 405, "method_not_allowed").await;
+    check(Method::DELETE, "/v1/receipts/0x00", 405, "method_not_allowed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_are_only_for_the_key_that_asked() {
+    let world = World::start(1, "x").await;
+    let id = world.chat(json!({})).await.receipt_id();
+    let path = format!("/v1/receipts/{id}");
+    assert_eq!(world.get(&path).await.status, 200);
+    let other = world.gateway.keys().create("other").await.unwrap();
+    let not_found = (404, "receipt_not_found".to_owned(), None);
+    assert_eq!(look(&world.send(Method::GET, &path, Some(&other), "").await), not_found);
+    for bad in ["0x00", "x", &id[2..], &format!("{id}0"), &format!("0x{}", "0".repeat(64)), "%00"] {
+        assert_eq!(look(&world.get(&format!("/v1/receipts/{bad}")).await), not_found, "{bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_to_answer() {
+    let world = World::start(2, "x").await;
+    for provider in &world.providers {
+        provider.set(Trick::Refuse(RefusedCode::Busy));
+    }
+    let busy = world.chat(json!({})).await;
+    assert_eq!(look(&busy), (429, "no_capacity".into(), None));
+    assert_eq!(busy.headers["retry-after"], "1");
+    for provider in &world.providers {
+        provider.set(Trick::Refuse(RefusedCode::Internal));
+    }
+    let failed = world.chat(json!({"stream": true})).await;
+    assert_eq!(look(&failed), (503, "provider_failed".into(), None));
+    assert!(failed.headers.contains_key("retry-after"));
+    assert!(failed.headers.contains_key("x-assay-receipt"));
+    let missing = world.get(&format!("/v1/receipts/{}", failed.receipt_id())).await;
+    assert_eq!(look(&missing), (404, "receipt_incomplete".into(), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn providers_that_say_they_are_full_are_not_asked() {
+    let world = World::start(1, "x").await;
+    world.providers[0].set(Trick::ClaimFull);
+    let full = async {
+        loop {
+            let reply = world.chat(json!({})).await;
+            if reply.status == 429 {
+                return reply;
+            }
+            assert_eq!(reply.status, 200, "{}", reply.text());
+        }
+    };
+    let reply = tokio::time::timeout(crate::world::PATIENCE, full).await.expect("the offer is heard in time");
+    assert_eq!(look(&reply).1, "no_capacity");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_offers_are_ignored() {
+    let world = World::start(1, "x").await;
+    assert_eq!(world.gateway.routable(), [world.providers[0].id()]);
+    world.providers[0].set(Trick::ForgeOffer);
+    let gone = async {
+        while !world.gateway.routable().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::world::PATIENCE, gone).await.expect("the forged offer is seen in time");
+    let reply = world.chat(json!({})).await;
+    assert_eq!(look(&reply), (503, "no_provider".into(), None));
+    assert_eq!(world.send(Method::GET, "/readyz", None, "").await.status, 503);
+}

@@ -1,0 +1,8 @@
+//! The gateway over real sockets: HTTP in front, the real frames behind, scripted providers at the end.
+
+mod errors;
+mod failover;
+mod lifecycle;
+mod money;
+mod streaming;
+mod world;
