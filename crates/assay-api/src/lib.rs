@@ -15,7 +15,7 @@ pub use request::{
     ChatRequest, CompletionRequest, Limits, MODEL_NAME_LEN_MAX, Message, Options, Prompt, Role, WARNINGS_MAX,
 };
 pub use response::{
-    AssayInfo, AssistantMessage, ChatChoice, ChatCompletion, Completion, CompletionChoice, FinishReason, Head,
+    AssayInfo, AssistantMessage, ChatChoice, ChatCompletion, Completion, CompletionChoice, Ending, FinishReason, Head,
     ModelCard, ModelList, Usage,
 };
 pub use stream::{DONE, StreamEncoder, StreamKind, error_event};

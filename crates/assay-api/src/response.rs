@@ -49,6 +49,19 @@ pub struct AssayInfo {
     pub seed: u64,
 }
 
+/// What the end of an answer adds to its text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ending {
+    /// How it ended.
+    pub finish_reason: FinishReason,
+    /// Token counts.
+    pub usage: Usage,
+    /// Receipt and cost.
+    pub assay: AssayInfo,
+    /// What was ignored in the request.
+    pub warnings: Vec<String>,
+}
+
 /// How an output ended, in OpenAI's words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -122,14 +135,8 @@ pub struct AssistantMessage {
 impl ChatCompletion {
     /// The reply with one choice.
     #[must_use]
-    pub fn new(
-        head: Head,
-        content: String,
-        finish_reason: FinishReason,
-        usage: Usage,
-        assay: AssayInfo,
-        warnings: Vec<String>,
-    ) -> Self {
+    pub fn new(head: Head, content: String, ending: Ending) -> Self {
+        let Ending { finish_reason, usage, assay, warnings } = ending;
         let message = AssistantMessage { role: "assistant".into(), content, refusal: None };
         Self {
             id: head.id,
@@ -185,14 +192,8 @@ pub struct CompletionChoice {
 impl Completion {
     /// The reply with one choice.
     #[must_use]
-    pub fn new(
-        head: Head,
-        text: String,
-        finish_reason: FinishReason,
-        usage: Usage,
-        assay: AssayInfo,
-        warnings: Vec<String>,
-    ) -> Self {
+    pub fn new(head: Head, text: String, ending: Ending) -> Self {
+        let Ending { finish_reason, usage, assay, warnings } = ending;
         Self {
             id: head.id,
             object: "text_completion".into(),

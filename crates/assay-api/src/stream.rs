@@ -2,7 +2,7 @@
 //!
 //! What all chunks of one stream share is encoded once; a piece of text costs one allocation and one escape pass.
 
-use crate::{AssayInfo, ErrorBody, FinishReason, Head, Usage};
+use crate::{AssayInfo, Ending, ErrorBody, Head};
 use serde::Serialize;
 
 /// The event that ends a stream that went well. A broken stream ends with [`error_event`] and without this.
@@ -108,19 +108,19 @@ impl StreamEncoder {
     /// Everything after the last text of a stream that went well: the chunk with the finish reason, receipt and
     /// warnings, the usage chunk if asked for, and [`DONE`].
     #[must_use]
-    pub fn finish(&self, reason: FinishReason, usage: Usage, assay: &AssayInfo, warnings: &[String]) -> Vec<u8> {
+    pub fn finish(&self, ending: &Ending) -> Vec<u8> {
         let mut out = Vec::with_capacity(2 * self.open.len() + 512);
         out.extend_from_slice(self.open.as_bytes());
         out.extend_from_slice(match self.kind {
             StreamKind::Chat => b"{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":".as_slice(),
             StreamKind::Completion => b"{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":".as_slice(),
         });
-        put_json(&mut out, &reason);
+        put_json(&mut out, &ending.finish_reason);
         out.extend_from_slice(b"}],");
-        put_tail(&mut out, assay, warnings);
+        put_tail(&mut out, &ending.assay, &ending.warnings);
         if self.include_usage {
             out.extend_from_slice(self.open_usage.as_bytes());
-            put_json(&mut out, &usage);
+            put_json(&mut out, &ending.usage);
             out.extend_from_slice(b"}\n\n");
         }
         out.extend_from_slice(DONE);
@@ -154,6 +154,7 @@ fn to_json(value: &(impl Serialize + ?Sized)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{FinishReason, Usage};
     use assay_types::{Amount, B256, ProviderId, RequestHash};
     use serde_json::{Value, json};
 
@@ -173,6 +174,11 @@ mod tests {
             cost: Some(Amount(12)),
             seed: 3,
         }
+    }
+
+    fn ending(finish_reason: FinishReason, warnings: &[&str]) -> Ending {
+        let warnings = warnings.iter().map(ToString::to_string).collect();
+        Ending { finish_reason, usage: Usage::new(2, 3), assay: assay(), warnings }
     }
 
     fn events(bytes: &[u8]) -> Vec<Value> {
@@ -200,7 +206,7 @@ mod tests {
         );
         let text = events(&encoder.text("a\n\n\"\u{1}é"));
         assert_eq!(text[0]["choices"][0]["delta"], json!({"content": "a\n\n\"\u{1}é"}));
-        let end = events(&encoder.finish(FinishReason::Length, Usage::new(2, 3), &assay(), &[]));
+        let end = events(&encoder.finish(&ending(FinishReason::Length, &[])));
         assert_eq!(end.len(), 2);
         assert_eq!(end[0]["choices"][0], json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "length"}));
         assert_eq!(end[0]["assay"]["cost"], "12");
@@ -218,7 +224,7 @@ mod tests {
         assert_eq!(text[0]["choices"][0], json!({"index": 0, "text": "x", "logprobs": null, "finish_reason": null}));
         assert_eq!(text[0]["usage"], Value::Null);
         assert!(text[0].as_object().unwrap().contains_key("usage"));
-        let end = events(&encoder.finish(FinishReason::Stop, Usage::new(2, 3), &assay(), &["w".into()]));
+        let end = events(&encoder.finish(&ending(FinishReason::Stop, &["w"])));
         assert_eq!(end.len(), 3);
         assert_eq!(end[0]["warnings"], json!(["w"]));
         assert_eq!(end[1]["choices"], json!([]));

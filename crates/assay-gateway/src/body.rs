@@ -35,7 +35,9 @@ async fn read_now(inner: &Inner, request: Request<Body>) -> Result<Bytes, Gatewa
         return Err(GatewayError::BodyTooLarge { max });
     }
     let len = announced.and_then(|len| usize::try_from(len).ok()).unwrap_or(max);
-    let units = u32::try_from(len.div_ceil(BODY_UNIT)).unwrap_or(u32::MAX);
+    // Never more than there is in all: one body can always be read.
+    let units = len.div_ceil(BODY_UNIT).min(inner.limits.bodies_bytes_max / BODY_UNIT);
+    let units = u32::try_from(units).unwrap_or(u32::MAX);
     let _memory = inner.bodies.acquire_many(units).await.map_err(|_| GatewayError::ShuttingDown)?;
     let mut bytes = Vec::with_capacity(announced.map_or(0, |_| len));
     while let Some(frame) = body.frame().await {

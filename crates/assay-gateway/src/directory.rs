@@ -83,8 +83,9 @@ impl Directory {
             let id = listing.peer.id;
             (wish.only.is_empty() || wish.only.contains(&id)) && !wish.exclude.contains(&id)
         };
-        let providers: Vec<Candidate> =
+        let mut providers: Vec<Candidate> =
             listings.iter().filter(wanted).filter_map(|listing| self.candidate(listing, wish.model)).collect();
+        assume_best(&mut providers);
         let query = RouteQuery {
             model: wish.model,
             input_tokens: wish.input_tokens,
@@ -133,6 +134,21 @@ impl Directory {
             && listing.heard.elapsed() <= self.age_max
             && !listing.peer.vitals().is_cooling
             && listing.peer.channel.is_ready()
+    }
+}
+
+/// Who was never measured counts as fast as the fastest that was: otherwise the first one that is measured on a fast
+/// network would get everything.
+fn assume_best(providers: &mut [Candidate]) {
+    let best = |value: fn(&Candidate) -> u64| providers.iter().map(value).filter(|&v| v > 0).min().unwrap_or(0);
+    let (ttft, per_token) = (best(|c| c.ewma_ttft_us), best(|c| c.ewma_us_per_token));
+    for candidate in providers {
+        if candidate.ewma_ttft_us == 0 {
+            candidate.ewma_ttft_us = ttft;
+        }
+        if candidate.ewma_us_per_token == 0 {
+            candidate.ewma_us_per_token = per_token;
+        }
     }
 }
 

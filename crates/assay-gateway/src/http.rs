@@ -10,8 +10,8 @@ use crate::model::GatewayModel;
 use crate::rescue;
 use crate::store::parse_receipt_id;
 use assay_api::{
-    AssayInfo, ChatCompletion, ChatRequest, Completion, CompletionRequest, FinishReason, Head, ModelCard, ModelList,
-    Options, Prompt, StreamEncoder, StreamKind, Usage, error_event,
+    AssayInfo, ChatCompletion, ChatRequest, Completion, CompletionRequest, Ending, FinishReason, Head, ModelCard,
+    ModelList, Options, Prompt, StreamEncoder, StreamKind, Usage, error_event,
 };
 use assay_types::{B256, Job, ProviderId, RECEIPT_FILE_VERSION, ReceiptFile, RequestHash, TokenId};
 use axum::Router;
@@ -291,16 +291,19 @@ impl Frame {
         AssayInfo { receipt: self.id, providers, cost: None, seed: self.seed }
     }
 
-    /// What the end of an answer adds. Only an output that ended by itself gets here.
-    fn end(&self, finished: &Finished) -> (FinishReason, Usage, AssayInfo) {
-        let reason = FinishReason::from_finish(finished.finish).unwrap_or(FinishReason::Length);
-        let usage = Usage::new(self.prompt_tokens, finished.output_tokens);
-        let assay = AssayInfo { cost: Some(finished.cost), ..self.assay(finished.providers.clone()) };
-        (reason, usage, assay)
+    /// Only an output that ended by itself gets here.
+    fn end(&mut self, finished: Finished) -> Ending {
+        let assay = AssayInfo { cost: Some(finished.cost), ..self.assay(finished.providers) };
+        Ending {
+            finish_reason: FinishReason::from_finish(finished.finish).unwrap_or(FinishReason::Length),
+            usage: Usage::new(self.prompt_tokens, finished.output_tokens),
+            assay,
+            warnings: std::mem::take(&mut self.warnings),
+        }
     }
 }
 
-async fn whole(frame: Frame, mut updates: mpsc::Receiver<Update>) -> Reply {
+async fn whole(mut frame: Frame, mut updates: mpsc::Receiver<Update>) -> Reply {
     let mut text = String::new();
     let finished = loop {
         match updates.recv().await {
@@ -311,11 +314,10 @@ async fn whole(frame: Frame, mut updates: mpsc::Receiver<Update>) -> Reply {
             None => return Err(GatewayError::ShuttingDown),
         }
     };
-    let (reason, usage, assay) = frame.end(&finished);
-    let Frame { kind, head, warnings, .. } = frame;
-    Ok(match kind {
-        StreamKind::Chat => json(&ChatCompletion::new(head, text, reason, usage, assay, warnings)),
-        StreamKind::Completion => json(&Completion::new(head, text, reason, usage, assay, warnings)),
+    let ending = frame.end(*finished);
+    Ok(match frame.kind {
+        StreamKind::Chat => json(&ChatCompletion::new(frame.head, text, ending)),
+        StreamKind::Completion => json(&Completion::new(frame.head, text, ending)),
     })
 }
 
@@ -331,14 +333,11 @@ async fn streamed(frame: Frame, mut updates: mpsc::Receiver<Update>, include_usa
     let first = Bytes::from(encoder.start(&frame.assay(vec![provider])));
     let state = Some((updates, encoder, frame));
     let rest = stream::unfold(state, async |state| {
-        let (mut updates, encoder, frame) = state?;
+        let (mut updates, encoder, mut frame) = state?;
         let (bytes, is_last) = match updates.recv().await {
             Some(Update::Started(_)) => (Vec::new(), false),
             Some(Update::Text(text)) => (encoder.text(&text), false),
-            Some(Update::Finished(finished)) => {
-                let (reason, usage, assay) = frame.end(&finished);
-                (encoder.finish(reason, usage, &assay, &frame.warnings), true)
-            }
+            Some(Update::Finished(finished)) => (encoder.finish(&frame.end(*finished)), true),
             Some(Update::Failed(error)) => (error_event(&rescue::error_body(&error)), true),
             None => (error_event(&rescue::error_body(&GatewayError::ShuttingDown)), true),
         };

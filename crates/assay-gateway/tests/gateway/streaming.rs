@@ -139,6 +139,16 @@ async fn provider_filters_are_obeyed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_provider_gets_a_share_also_who_was_never_measured() {
+    let world = World::start(3, &story(3)).await;
+    for _ in 0..60 {
+        assert_eq!(world.chat(json!({})).await.content(), story(3));
+    }
+    let shares: Vec<u32> = world.providers.iter().map(assay_testkit::fake_provider::FakeProvider::asked).collect();
+    assert!(shares.iter().all(|&share| share >= 3), "{shares:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_streams_at_once_share_channels_and_each_is_whole() {
     let world = std::sync::Arc::new(World::start(2, &story(60)).await);
     let mut streams = tokio::task::JoinSet::new();
