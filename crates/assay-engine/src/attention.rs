@@ -35,39 +35,14 @@ struct TaskScratch {
     n_keys: Vec<usize>,
 }
 
-/// Writes k and v of every row (`qkv: [rows, q_width + 2 kv_width]`) to the memory of its sequence. Rows whose k or v
-/// would not be finite in f16 are marked.
-pub(crate) fn store(
-    compute: &Compute,
-    config: &LlamaConfig,
-    layer: usize,
-    qkv: &[f32],
-    rows: &[Row],
-    slices: &mut [Slice<'_>],
-) {
-    let (q, kv, head_dim) = (config.q_width(), config.kv_width(), config.head_dim);
-    let (width, kernels) = (q + 2 * kv, compute.kernels);
-    let mut first = 0;
-    for slice in slices {
-        let (start, n) = (slice.kv.len(), slice.tokens.len());
-        let qkv = &qkv[first * width..][..n * width];
-        let rows = &rows[first..][..n];
-        first += n;
-        for block in start / KV_CHUNK..(start + n).div_ceil(KV_CHUNK) {
-            let positions = start.max(block * KV_CHUNK)..(start + n).min((block + 1) * KV_CHUNK);
-            let work = positions.len() * kv * 8;
-            compute.chunks(work, slice.kv.layer_mut(block, layer), 2 * KV_CHUNK * head_dim, |head, chunk| {
-                let (chunk_k, chunk_v) = chunk.split_at_mut(KV_CHUNK * head_dim);
-                for position in positions.clone() {
-                    let (k, v) = qkv[(position - start) * width + q..][..2 * kv].split_at(kv);
-                    let (k, v) = (&k[head * head_dim..][..head_dim], &v[head * head_dim..][..head_dim]);
-                    kernels.store_kv(chunk_k, chunk_v, position % KV_CHUNK, k, v);
-                    rows[position - start]
-                        .check_that(k.iter().chain(v).fold(true, |fits, x| fits & (x.abs() < F16_LIMIT)));
-                }
-            });
-        }
-    }
+/// What a layer's attention reads. Shared by the threads of a team.
+pub(crate) struct Inputs<'a> {
+    pub kernels: Kernels,
+    pub config: &'a LlamaConfig,
+    pub layer: usize,
+    pub rows: &'a [Row],
+    /// `[rows, q_width + 2 kv_width]`: q, k and v of each row.
+    pub qkv: &'a [f32],
 }
 
 /// The queries of neighbouring rows for the heads of one group.
@@ -79,18 +54,44 @@ struct Task<'a> {
     out: &'a mut [f32],
 }
 
+/// Writes k and v of every row to the memory of its sequence. Rows whose k or v would not be finite in f16 are marked.
+pub(crate) fn store(compute: &Compute, inputs: &Inputs<'_>, slices: &mut [Slice<'_>]) {
+    let Inputs { kernels, config, layer, .. } = *inputs;
+    let (q, kv, head_dim) = (config.q_width(), config.kv_width(), config.head_dim);
+    let width = q + 2 * kv;
+    let mut first = 0;
+    for slice in slices {
+        let (start, n) = (slice.kv.len(), slice.tokens.len());
+        let qkv = &inputs.qkv[first * width..][..n * width];
+        let rows = &inputs.rows[first..][..n];
+        first += n;
+        for block in start / KV_CHUNK..(start + n).div_ceil(KV_CHUNK) {
+            let positions = start.max(block * KV_CHUNK)..(start + n).min((block + 1) * KV_CHUNK);
+            let work = positions.len() * kv * 8;
+            compute.chunks(work, slice.kv.layer_mut(block, layer), 2 * KV_CHUNK * head_dim, |head, chunk| {
+                let (chunk_k, chunk_v) = chunk.split_at_mut(KV_CHUNK * head_dim);
+                for position in positions.clone() {
+                    let (k, v) = qkv[(position - start) * width + q..][..2 * kv].split_at(kv);
+                    let (k, v) = (&k[head * head_dim..][..head_dim], &v[head * head_dim..][..head_dim]);
+                    kernels.store_kv(chunk_k, chunk_v, position % KV_CHUNK, k, v);
+                    let fits = k.iter().chain(v).fold(true, |fits, x| fits & (x.abs() < F16_LIMIT));
+                    rows[position - start].check_that(fits);
+                }
+            });
+        }
+    }
+}
+
 /// Attention of every row over the keys up to its position, into `attended: [rows, q_width]`. Keys and values of the
 /// step's own rows are already stored.
 pub(crate) fn attend(
     compute: &Compute,
-    config: &LlamaConfig,
-    layer: usize,
-    inputs: (&[f32], &[Row]),
+    inputs: &Inputs<'_>,
     slices: &[Slice<'_>],
     buffers: &mut AttentionBuffers,
     attended: &mut [f32],
 ) {
-    let (_, rows) = inputs;
+    let Inputs { config, layer, rows, .. } = *inputs;
     let AttentionBuffers { by_task, scratch } = buffers;
     scratch.resize_with(compute.team.threads().max(scratch.len()), TaskScratch::default);
     // With one row per slice the two orders are the same.
@@ -101,48 +102,38 @@ pub(crate) fn attend(
     let out: &mut [f32] = if in_order { attended } else { by_task };
     let chunks = Chunks::new(config, layer, slices);
     let mut tasks = tasks(config, slices, out);
-    // 1/sqrt is two IEEE operations, the same everywhere.
-    let scale = 1.0 / (config.head_dim as f32).sqrt();
-    let kernels = compute.kernels;
-    let run = |scratch: &mut TaskScratch, task: &mut Task<'_>| {
-        let n_keys = rows[task.rows.end - 1].position + 1;
-        let chunks = chunks.of(task.slice, task.kv_head, n_keys);
-        run_task(kernels, config, inputs, chunks, scale, scratch, task);
-    };
     let keys: usize = rows.iter().map(|row| row.position + 1).sum();
     if compute.is_small(keys * config.q_width() * 2) {
-        tasks.iter_mut().for_each(|task| run(&mut scratch[0], task));
+        tasks.iter_mut().for_each(|task| inputs.run(&chunks, &mut scratch[0], task));
     } else {
         compute.team.for_each_chunk_with(scratch, &mut tasks, 1, |scratch, _, tasks| {
-            tasks.iter_mut().for_each(|task| run(scratch, task));
+            tasks.iter_mut().for_each(|task| inputs.run(&chunks, scratch, task));
         });
     }
     if !in_order {
-        to_row_order(compute, config, rows, slices, by_task, attended);
+        to_row_order(compute, inputs, slices, by_task, attended);
     }
 }
 
-fn run_task(
-    kernels: Kernels,
-    config: &LlamaConfig,
-    (qkv, rows): (&[f32], &[Row]),
-    chunks: &[KvChunk<'_>],
-    scale: f32,
-    scratch: &mut TaskScratch,
-    task: &mut Task<'_>,
-) {
-    let width = config.q_width() + 2 * config.kv_width();
-    let group_width = config.q_width() / config.n_kv_heads;
-    let TaskScratch { attend, q, n_keys } = scratch;
-    q.clear();
-    n_keys.clear();
-    for row in task.rows.clone() {
-        q.extend_from_slice(&qkv[row * width + task.kv_head * group_width..][..group_width]);
-        n_keys.resize(n_keys.len() + group_width / config.head_dim, rows[row].position + 1);
-    }
-    kernels.attend_many(q, n_keys, chunks, scale, attend, task.out);
-    for (row, out) in rows[task.rows.clone()].iter().zip(task.out.chunks_exact(group_width)) {
-        row.check(out);
+impl Inputs<'_> {
+    fn run(&self, chunks: &Chunks<'_>, scratch: &mut TaskScratch, task: &mut Task<'_>) {
+        let Inputs { kernels, config, rows, qkv, .. } = *self;
+        let width = config.q_width() + 2 * config.kv_width();
+        let group_width = config.q_width() / config.n_kv_heads;
+        // 1/sqrt is two IEEE operations, the same everywhere.
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        let TaskScratch { attend, q, n_keys } = scratch;
+        q.clear();
+        n_keys.clear();
+        for row in task.rows.clone() {
+            q.extend_from_slice(&qkv[row * width + task.kv_head * group_width..][..group_width]);
+            n_keys.resize(n_keys.len() + group_width / config.head_dim, rows[row].position + 1);
+        }
+        let chunks = chunks.of(task.slice, task.kv_head, rows[task.rows.end - 1].position + 1);
+        kernels.attend_many(q, n_keys, chunks, scale, attend, task.out);
+        for (row, out) in rows[task.rows.clone()].iter().zip(task.out.chunks_exact(group_width)) {
+            row.check(out);
+        }
     }
 }
 
@@ -169,28 +160,17 @@ fn tasks<'a>(config: &LlamaConfig, slices: &[Slice<'_>], out: &'a mut [f32]) -> 
 }
 
 /// `[kv head][row][group width]` of each slice to `[row][kv head][group width]`.
-fn to_row_order(
-    compute: &Compute,
-    config: &LlamaConfig,
-    rows: &[Row],
-    slices: &[Slice<'_>],
-    by_task: &[f32],
-    attended: &mut [f32],
-) {
+fn to_row_order(compute: &Compute, inputs: &Inputs<'_>, slices: &[Slice<'_>], by_task: &[f32], attended: &mut [f32]) {
+    let Inputs { config, rows, .. } = *inputs;
     let width = config.q_width();
     let group_width = width / config.n_kv_heads;
-    let mut first_row = Vec::with_capacity(slices.len());
-    let mut first = 0;
-    for slice in slices {
-        first_row.push(first);
-        first += slice.tokens.len();
-    }
+    let lengths: Vec<usize> = slices.iter().map(|slice| slice.tokens.len()).collect();
     compute.chunks(attended.len(), attended, width, |row, out| {
-        let slice = rows[row].slice;
-        let (first, n) = (first_row[slice], slices[slice].tokens.len());
-        let by_task = &by_task[first * width..][..n * width];
+        let Row { slice, index, .. } = rows[row];
+        let n = lengths[slice];
+        let by_task = &by_task[(row - index) * width..][..n * width];
         for (kv_head, out) in out.chunks_exact_mut(group_width).enumerate() {
-            out.copy_from_slice(&by_task[(kv_head * n + row - first) * group_width..][..group_width]);
+            out.copy_from_slice(&by_task[(kv_head * n + index) * group_width..][..group_width]);
         }
     });
 }

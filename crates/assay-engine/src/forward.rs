@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use assay_num::{Acts, Isa, Kernels, RopeStyle, Team, check_finite};
 
-use crate::attention::{self, AttentionBuffers};
+use crate::attention::{self, AttentionBuffers, Inputs};
 use crate::compute::Compute;
 use crate::config::LlamaConfig;
 use crate::kv::KvSeq;
@@ -77,6 +77,8 @@ struct Buffers {
 pub(crate) struct Row {
     /// Index of its slice.
     pub slice: usize,
+    /// Its place in the slice.
+    pub index: usize,
     /// Absolute position in its sequence.
     pub position: usize,
     /// Whether a value was not finite; set by whichever thread computes the row.
@@ -166,8 +168,8 @@ impl Runner {
         for (slice, Slice { kv, tokens, .. }) in slices.iter().enumerate() {
             assert!(!tokens.is_empty(), "a slice without tokens");
             assert!(kv.len() + tokens.len() <= model.context(), "positions beyond the context");
-            let rows = (0..tokens.len()).map(|i| Row { slice, position: kv.len() + i, failed: AtomicBool::new(false) });
-            buffers.rows.extend(rows);
+            let row = |index| Row { slice, index, position: kv.len() + index, failed: AtomicBool::new(false) };
+            buffers.rows.extend((0..tokens.len()).map(row));
         }
         buffers.resize(config);
         let tokens: Vec<u32> = slices.iter().flat_map(|slice| slice.tokens).copied().collect();
@@ -191,8 +193,9 @@ impl Runner {
             // GGUF files of this architecture have q and k permuted so that pairs are neighbours.
             kernels.rope(&mut qkv[..rotated], config.head_dim, position, table, RopeStyle::Interleaved);
         });
-        attention::store(compute, config, index, qkv, rows, slices);
-        attention::attend(compute, config, index, (qkv, rows), slices, attention, attended);
+        let inputs = Inputs { kernels, config, layer: index, rows, qkv };
+        attention::store(compute, &inputs, slices);
+        attention::attend(compute, &inputs, slices, attention, attended);
         compute.product(acts, &layer.attn_output, attended, normed);
         compute.add(x, normed, config.width);
     }
