@@ -11,7 +11,7 @@ use assay_gguf::Gguf;
 use assay_testkit::models::{TinyLlama, tiny_llama};
 use assay_types::{Finish, Job, JobError};
 
-use crate::support::{EOS, Outcome, Q8, Running, Tiny, VOCAB, engine, greedy, job, options, run_alone, submit};
+use crate::support::{EOS, Outcome, Q8, Random, Running, Tiny, VOCAB, engine, greedy, job, options, run_alone, submit};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -287,5 +287,93 @@ fn an_instruction_set_the_cpu_lacks_is_refused() {
             }
             Err(error) => panic!("{error}"),
         }
+    }
+}
+
+/// What a client of the crowd does with its stream.
+#[derive(Clone, Copy, Debug)]
+enum Client {
+    Reads,
+    CancelsAfter(usize),
+    LeavesAfter(usize),
+}
+
+impl Client {
+    /// What it got; the end if it saw one.
+    fn run(self, running: Running) -> (Vec<u32>, Option<Result<Finish, JobFailure>>) {
+        let Running { handle, events } = running;
+        let mut tokens = Vec::new();
+        loop {
+            match self {
+                Client::CancelsAfter(n) if n == tokens.len() => handle.cancel(),
+                Client::LeavesAfter(n) if n == tokens.len() => return (tokens, None),
+                _ => {}
+            }
+            match events.recv() {
+                Ok(EngineEvent::Token { id }) => tokens.push(id),
+                Ok(EngineEvent::Done { finish }) => return (tokens, Some(Ok(finish))),
+                Ok(EngineEvent::Failed { error }) => return (tokens, Some(Err(error))),
+                // A cancelled job whose sink was full ends without a word.
+                Err(_) => return (tokens, None),
+            }
+            handle.wake();
+        }
+    }
+}
+
+#[test]
+fn a_crowd_of_readers_quitters_and_leavers_gets_the_right_tokens() {
+    let model = Q8.model();
+    let jobs: Vec<Job> = (0..12).map(|i| job(1 + 41 * i, 10 + 7 * i as u32, i as u64)).collect();
+    let expect: Vec<Outcome> = jobs.iter().map(|job| run_alone(&model, job)).collect();
+    for seed in 0..8 {
+        let mut random = Random(seed);
+        let engine = engine(
+            &model,
+            EngineOptions {
+                threads: 1 + random.below(3),
+                sequences_max: 1 + random.below(8),
+                prefill_chunk: 1 + random.below(100),
+                kv_tokens: 1024,
+                queue_depth: 64,
+                ..options()
+            },
+        );
+        let mut clients = Vec::new();
+        for _ in 0..40 {
+            let which = random.below(jobs.len());
+            let client = match random.below(4) {
+                0 => Client::CancelsAfter(random.below(20)),
+                1 => Client::LeavesAfter(random.below(20)),
+                _ => Client::Reads,
+            };
+            let running = submit(&engine, &jobs[which], 1 + random.below(4)).expect("the queue holds them all");
+            clients.push((which, client, std::thread::spawn(move || client.run(running))));
+        }
+        for (which, client, thread) in clients {
+            let (tokens, end) = thread.join().expect("no panic");
+            let Outcome { tokens: whole, end: right_end } = &expect[which];
+            let context = format!("seed {seed}, {client:?} of job {which}");
+            assert!(whole.starts_with(&tokens), "{context}: wrong tokens");
+            match client {
+                Client::Reads => assert_eq!((&tokens, end), (whole, Some(*right_end)), "{context}"),
+                Client::CancelsAfter(n) => {
+                    let cancelled = matches!(end, None | Some(Err(JobFailure::Cancelled)));
+                    assert!(cancelled || end == Some(*right_end), "{context}: {end:?}");
+                    assert!(tokens.len() >= n.min(whole.len()), "{context}");
+                }
+                Client::LeavesAfter(n) => assert_eq!(tokens.len(), n.min(whole.len()), "{context}"),
+            }
+        }
+        // Jobs whose clients left end at their next event; then nothing is held.
+        let (sender, gone) = mpsc::channel::<()>();
+        let sink = move |_| {
+            let _alive = &sender;
+            SinkState::Ready
+        };
+        engine.submit(&job(400, 600, 0), Box::new(sink)).expect("accepted");
+        assert!(gone.recv().is_err(), "the sink is dropped when the job is over");
+        let stats = engine.stats();
+        assert_eq!((stats.running, stats.queued, stats.kv_blocks), (0, 0, 0), "seed {seed}");
     }
 }
