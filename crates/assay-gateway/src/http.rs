@@ -142,6 +142,7 @@ async fn readyz(State(inner): Shared) -> Response<Body> {
 }
 
 async fn metrics(State(inner): Shared) -> Response<Body> {
+    inner.metrics.providers.set(i64::try_from(inner.directory.ready().len()).unwrap_or(i64::MAX));
     let text = inner.metrics.text();
     finish(&inner, Ok(typed("application/openmetrics-text; version=1.0.0; charset=utf-8", text)))
 }

@@ -230,7 +230,6 @@ impl<L: Ledger> Scout<L> {
         }
         let listings: Vec<Listing> = watched.values().filter_map(|provider| provider.latest.clone()).collect();
         self.directory.publish(listings);
-        self.metrics.providers.set(i64::try_from(self.directory.ready().len()).unwrap_or(i64::MAX));
     }
 
     async fn resolve(&self, endpoint: &str, known: Option<SocketAddr>) -> Option<SocketAddr> {

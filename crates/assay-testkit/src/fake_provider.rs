@@ -13,9 +13,9 @@ use assay_net::{
 };
 use assay_protocol::{ChannelTerms, ReceiverChannel, ReceiverState, StreamTerms};
 use assay_types::{
-    Address, Amount, B256, CHUNK_TOKENS, ChannelId, Finish, Job, ModelId, ModelOffer, Offer, Prices, ProviderId,
-    Receipt, RequestHash, Signature, SignedOffer, SignedReceipt, TokenId, receipt_domain, response_hash,
-    settlement_domain,
+    Address, Amount, B256, CHUNK_TOKENS, ChannelConfig, ChannelId, Finish, Job, ModelId, ModelOffer, Offer, Prices,
+    ProviderId, Receipt, RequestHash, Signature, SignedOffer, SignedReceipt, SignedVoucher, TokenId, receipt_domain,
+    response_hash, settlement_domain,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -113,8 +113,8 @@ struct State {
     asked: u32,
 }
 
-#[derive(Default)]
 struct Books {
+    config: ChannelConfig,
     receiver: ReceiverChannel,
     latest: Option<SignedReceipt>,
 }
@@ -190,6 +190,17 @@ impl FakeProvider {
         let state = self.shared.state();
         let totals = state.channels.values().map(|books| books.receiver.state().charged_total);
         totals.fold(Amount::ZERO, Amount::saturating_add)
+    }
+
+    /// For each channel its parties, the highest voucher and what receipts charged: what a claim is made of.
+    #[must_use]
+    pub fn claims(&self) -> Vec<(ChannelConfig, SignedVoucher, Amount)> {
+        let state = self.shared.state();
+        let claim = |books: &Books| {
+            let ReceiverState { voucher, charged_total } = books.receiver.state();
+            Some((books.config, voucher?, charged_total))
+        };
+        state.channels.values().filter_map(claim).collect()
     }
 
     /// Highest ceiling that was signed for any of its channels.
@@ -351,8 +362,9 @@ impl Shared {
             return Err(Refused::new(RefusedCode::Channel, "not a channel to this provider"));
         }
         let voucher = terms.verify(&open.voucher).map_err(|e| Refused::new(RefusedCode::Voucher, e))?;
-        let rich =
-            || Books { receiver: ReceiverChannel::new(Amount(1 << 100), ReceiverState::default()), latest: None };
+        let config = open.channel;
+        let receiver = || ReceiverChannel::new(Amount(1 << 100), ReceiverState::default());
+        let rich = || Books { config, receiver: receiver(), latest: None };
         let books = state.channels.entry(terms.id()).or_insert_with(rich);
         let opened = books.receiver.open(request, &voucher, open.grant);
         opened.map_err(|e| Refused::new(RefusedCode::NotCovered, e))?;

@@ -350,3 +350,53 @@ pub fn parse_receipt_id(text: &str) -> Option<RequestHash> {
 pub(crate) fn model_key(model_id: ModelId) -> Vec<u8> {
     model_id.0.to_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use assay_types::{B256, ProviderId};
+
+    #[tokio::test]
+    async fn one_bad_write_does_not_take_its_group_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _writer) = Store::open(&dir.path().join("gateway.db")).await.unwrap();
+        // Polled together, so they wait together: the writer takes them as one group.
+        let writes = futures_util::future::join_all([1u8, 2, 1, 3].map(|n| store.insert_key("k", [n; 32], "h", 0)));
+        let results: Vec<bool> = writes.await.iter().map(Result::is_ok).collect();
+        assert_eq!(results, [true, true, false, true]);
+        assert_eq!(store.keys().await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn books_only_rise_and_survive_a_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gateway.db");
+        let channel_id = ChannelId(B256::repeat_byte(1));
+        let row = |mark, charged| ChannelRow {
+            channel_id,
+            provider: ProviderId::default(),
+            mark: Amount(mark),
+            charged_total: Amount(charged),
+        };
+        let (store, writer) = Store::open(&path).await.unwrap();
+        // More than 64 bits, and bytes whose order as text would be another.
+        for (mark, charged) in [(1 << 100, 5), (7, 1 << 90), (255, 256), (256, 255)] {
+            store.put_channel(row(mark, charged)).await.unwrap();
+        }
+        store.close().await.unwrap();
+        writer.await.unwrap();
+        assert!(store.put_channel(row(1, 1)).await.is_err(), "a closed store takes nothing");
+        let (store, _writer) = Store::open(&path).await.unwrap();
+        assert_eq!(store.channel(channel_id).await.unwrap(), Some(row(1 << 100, 1 << 90)));
+        assert_eq!(store.charged_total().await.unwrap(), Amount(1 << 90));
+    }
+
+    #[test]
+    fn only_one_spelling_names_a_receipt() {
+        let id = format!("0x{}", "ab".repeat(32));
+        assert_eq!(parse_receipt_id(&id), Some(RequestHash(B256::repeat_byte(0xab))));
+        for bad in [&id[2..], &id[..65], &format!("{id}0"), "0x", "", &id.replace('b', "g")] {
+            assert_eq!(parse_receipt_id(bad), None, "{bad}");
+        }
+    }
+}

