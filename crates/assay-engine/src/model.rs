@@ -39,7 +39,7 @@ pub struct Model {
     config: LlamaConfig,
     context: usize,
     tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
+    template: Result<Option<ChatTemplate>, TemplateError>,
     name: String,
     weights: Weights,
 }
@@ -95,9 +95,6 @@ pub enum LoadError {
     /// Tokenizer metadata.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// Chat template metadata.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
     /// A required tensor is not in the file.
     #[error("tensor {name} is missing")]
     MissingTensor {
@@ -174,7 +171,6 @@ impl Model {
         if tokenizer.vocab_size() as usize != config.vocab {
             return Err(LoadError::VocabMismatch { tokenizer: tokenizer.vocab_size(), rows: config.vocab });
         }
-        let template = ChatTemplate::from_gguf(gguf)?;
         let context = config.context.min(options.context_max.max(1));
         let mut loader = Loader::new(gguf, bytes, progress);
         let weights = loader.weights(&config, context)?;
@@ -183,7 +179,7 @@ impl Model {
             config,
             context,
             tokenizer: Arc::new(tokenizer),
-            template,
+            template: ChatTemplate::from_gguf(gguf),
             name: gguf.name().unwrap_or_default().to_owned(),
             weights,
         }))
@@ -204,9 +200,13 @@ impl Model {
         &self.tokenizer
     }
 
-    /// The chat template in the file, if it has one.
-    pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+    /// The chat template in the file, if it has one. A template that does not compile is an error here and not of
+    /// loading: the model still continues texts.
+    ///
+    /// # Errors
+    /// Why it does not compile.
+    pub fn template(&self) -> Result<Option<&ChatTemplate>, &TemplateError> {
+        self.template.as_ref().map(Option::as_ref)
     }
 
     /// `general.name` of the file, possibly empty.

@@ -59,6 +59,15 @@ fn contradicting_metadata_is_named() {
 }
 
 #[test]
+fn a_template_that_does_not_compile_is_no_reason_not_to_load() {
+    let mut writer = Q8.writer();
+    writer.set("tokenizer.chat_template", "{% for %}");
+    let model = load(&Q8.bytes_of(&writer)).expect("it loads");
+    check(model.template().err().map(ToString::to_string).unwrap_or_default(), &["chat template"]);
+    assert!(matches!(Q8.model().template(), Ok(None)));
+}
+
+#[test]
 fn odd_heads_are_refused() {
     let odd = Tiny { head_dim: 15, rope_dims: 14, ..F16 };
     check(outcome(&odd.bytes()), &["llama.attention.key_length", "15", "even"]);
