@@ -1,8 +1,9 @@
-"""Scores a checkpoint: greedy answers to held-out prompts, counted only if exactly right."""
+"""Scores a checkpoint, or an exported file through llama.cpp: greedy answers to held-out prompts, counted only if exactly right."""
 
 import argparse
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -47,29 +48,43 @@ def prompt_ids(tok, question: str) -> list[int]:
     return tok.encode(corpus.USER + question + corpus.ASSISTANT).ids
 
 
-def score(params: dict, count: int) -> None:
-    tok, shape = tokenizer.load(), Shape()
+def checkpoint_answers(path: Path, questions: list[str]) -> list[str]:
+    params, tok, shape = pickle.loads(path.read_bytes())["params"], tokenizer.load(), Shape()
+    texts = []
+    for start in range(0, len(questions), BATCH):
+        prompts = [prompt_ids(tok, question) for question in questions[start:start + BATCH]]
+        texts += [tok.decode(ids) for ids in greedy(params, prompts, shape)]
+    return texts
+
+
+def file_answers(path: Path, questions: list[str]) -> list[str]:
+    from llama_cpp import Llama  # only this path needs it
+
+    llama, tok = Llama(str(path), n_ctx=WINDOW, n_threads=1, verbose=False), tokenizer.load()
+    return [llama.create_completion(prompt_ids(tok, q), max_tokens=WINDOW // 2, temperature=0)["choices"][0]["text"] for q in questions]
+
+
+def score(answers: Callable[[list[str]], list[str]], count: int) -> None:
     # Prompts with answers of like length share a batch, which ends when its last answer does.
     cases = sorted(corpus.held_out_prompts(count), key=lambda case: len(case[2]))
     right, total, wrong = Counter(), Counter(), []
-    for start in range(0, len(cases), BATCH):
-        part = cases[start:start + BATCH]
-        for (kind, question, answer), ids in zip(part, greedy(params, [prompt_ids(tok, q) for _, q, _ in part], shape)):
-            text = tok.decode(ids)
-            total[kind] += 1
-            right[kind] += text == answer
-            if text != answer:
-                wrong.append((question, text, answer))
+    for (kind, question, expected), text in zip(cases, answers([question for _, question, _ in cases]), strict=True):
+        total[kind] += 1
+        right[kind] += text == expected
+        if text != expected:
+            wrong.append((question, text, expected))
     for kind in sorted(total):
         print(f"{kind}: {right[kind]} of {total[kind]}")
-    for question, text, answer in wrong:
-        print(f"wrong: {question!r} -> {text!r}, expected {answer!r}")
+    for question, text, expected in wrong:
+        print(f"wrong: {question!r} -> {text!r}, expected {expected!r}")
     print(f"held-out prompts exactly right: {sum(right.values())} of {sum(total.values())}")
 
 
 if __name__ == "__main__":
     args = argparse.ArgumentParser(description=__doc__)
-    args.add_argument("--checkpoint", type=Path, required=True)
+    source = args.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path)
+    source.add_argument("--gguf", type=Path)
     args.add_argument("--count", type=int, default=200)
     args = args.parse_args()
-    score(pickle.loads(args.checkpoint.read_bytes())["params"], args.count)
+    score(partial(checkpoint_answers, args.checkpoint) if args.checkpoint else partial(file_answers, args.gguf), args.count)

@@ -92,7 +92,7 @@ def save(path: Path, state: dict) -> None:
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--checkpoint", type=Path, required=True, help="file to write, and to resume from if it exists")
-    args.add_argument("--steps", type=int, default=5000)
+    args.add_argument("--steps", type=int, default=1900)
     args.add_argument("--save-every", type=int, default=100)
     args = args.parse_args()
     corpus.check_split()

@@ -108,8 +108,7 @@ def spm_vectors(vocabulary: Path, out: Path) -> None:
     cases = []
     for text in TEXTS:
         ids = llama_ids(llama, text, parse_special=False)
-        if ids != reference.encode(text):
-            print(f"differs from sentencepiece: {text!r}: {ids} and {reference.encode(text)}")
+        assert ids == reference.encode(text), (text, ids, reference.encode(text))
         cases.append({"text": text, "parse_special": False, "ids": ids})
         if "<" in text:
             cases.append({"text": text, "parse_special": True, "ids": llama_ids(llama, text, parse_special=True)})
