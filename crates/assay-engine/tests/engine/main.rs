@@ -5,4 +5,5 @@ mod hostile;
 mod reference;
 mod replaying;
 mod serving;
+mod shipped;
 mod support;
