@@ -82,12 +82,13 @@ def python_checks(network):
         receipt = client.get(f"/receipts/{raw.headers['x-assay-receipt']}", cast_to=object)
         assert receipt["parts"][0]["output"], receipt
 
-    def refuses(error, call, contains):
+    def refuses(error, call, **expect):
         def check():
             try:
                 call()
             except error as e:
-                assert contains in str(e), e
+                got = {field: getattr(e, field) for field in expect}
+                assert got == expect, got
             else:
                 raise AssertionError("was accepted")
         return check
@@ -104,10 +105,10 @@ def python_checks(network):
         ("python: stop string", stops),
         ("python: max_tokens", limits_length),
         ("python: receipt of a reply", has_receipt),
-        ("python: wrong key", refuses(openai.AuthenticationError, lambda: stranger.models.list(), "key")),
-        ("python: unknown model", refuses(openai.NotFoundError, lambda: chat(model="gpt-9"), "model_not_found")),
-        ("python: bad field", refuses(openai.BadRequestError, lambda: chat(temperature=-1), "temperature")),
-        ("python: context overflow", refuses(openai.BadRequestError, lambda: chat(messages=long), "context")),
+        ("python: wrong key", refuses(openai.AuthenticationError, lambda: stranger.models.list(), code="invalid_api_key")),
+        ("python: unknown model", refuses(openai.NotFoundError, lambda: chat(model="gpt-9"), code="model_not_found")),
+        ("python: bad field", refuses(openai.BadRequestError, lambda: chat(temperature=-1), param="temperature")),
+        ("python: context overflow", refuses(openai.BadRequestError, lambda: chat(messages=long), code="context_length_exceeded")),
     ]
 
 

@@ -1,0 +1,104 @@
+//! `assay provide`: one provider as a process. `assay up` starts several of these; by hand it joins any network whose
+//! chain and contracts its configuration names.
+
+use crate::stop::StopSignals;
+use crate::{load, say, start_logging, state};
+use anyhow::{Context, bail};
+use assay_chain::{ChainClient, ClientOptions, Network, NetworkAddresses};
+use assay_engine::EngineOptions;
+use assay_provider::{ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel};
+use assay_store::{ManifestCache, ModelFile};
+use assay_types::{Amount, Prices};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Arguments of `assay provide`.
+#[derive(Args)]
+pub struct ProvideArgs {
+    /// Configuration, as `assay up` writes it to DIR/provider-N/config.json
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// The configuration file.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProvideConfig {
+    /// Where the provider keeps its database.
+    pub dir: PathBuf,
+    /// The key that is registered, signs receipts and claims.
+    pub key_file: PathBuf,
+    /// GGUF file.
+    pub model: PathBuf,
+    /// Name under which it is offered.
+    pub model_name: String,
+    /// Folder of the manifest cache.
+    pub manifests: PathBuf,
+    /// JSON-RPC of the chain.
+    pub rpc: String,
+    /// Contracts on that chain.
+    pub addresses: NetworkAddresses,
+    /// Where to listen, `HOST:PORT`; port 0 takes a free one.
+    pub listen: String,
+    /// The price.
+    pub prices: Prices,
+    /// Stake to put up if there is less.
+    pub stake: Amount,
+    /// Threads of the engine.
+    pub threads: usize,
+    /// Instruction set, the best if absent.
+    pub isa: Option<String>,
+}
+
+/// Runs a provider until TERM or until its standard input ends; prints one JSON line when it is ready, one at the end.
+pub fn run(args: &ProvideArgs) -> anyhow::Result<()> {
+    start_logging();
+    let Some(config) = state::read_json::<ProvideConfig>(&args.config)? else {
+        bail!("no configuration at {}; `assay up` writes one for each of its providers", args.config.display());
+    };
+    // The engine has threads of its own; here are sockets, the database and signatures.
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(provide(config))
+}
+
+async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
+    let mut signals = StopSignals::install()?;
+    let key = state::load_or_create_key(&config.key_file)?;
+    let isa = config.isa.as_deref().map(str::parse::<assay_num::Isa>).transpose().context("isa")?;
+    let file = ModelFile::open(&config.model).with_context(|| format!("cannot open {}", config.model.display()))?;
+    let mut hashing = load::Progress::new("hashing the model");
+    let manifest =
+        ManifestCache::new(&config.manifests).manifest(&file, &mut |done, total| hashing.show(done, total))?;
+    let model = load::load_file(file, isa)?;
+    let served = ServedModel {
+        id: manifest.model_id(),
+        name: config.model_name,
+        model,
+        engine: EngineOptions { threads: config.threads, isa, ..EngineOptions::default() },
+        prices: config.prices,
+    };
+    let options = ClientOptions { chain_id: Some(config.addresses.chain_id), ..ClientOptions::default() };
+    let client = ChainClient::connect(config.rpc.as_str(), key.clone(), options)
+        .await
+        .with_context(|| format!("cannot use the chain at {}", config.rpc))?;
+    let options = ProviderConfig {
+        database: config.dir.join("provider.sqlite"),
+        listen: config.listen.parse().with_context(|| format!("listen: {:?} is no HOST:PORT", config.listen))?,
+        endpoint: None,
+        signer: key,
+        network: config.addresses,
+        stake: config.stake,
+        limits: Limits::default(),
+        claims: ClaimPolicy::default(),
+    };
+    let network = Arc::new(Network::new(client, config.addresses)?);
+    let provider = Provider::start(options, network, vec![served]).await?;
+    say(&json!({"ready": true, "id": provider.id(), "endpoint": provider.endpoint().to_string()}).to_string());
+    signals.wait_as_child().await;
+    let farewell = provider.shutdown().await;
+    say(&json!({"stopped": true, "charged": farewell.stats.charged_total}).to_string());
+    farewell.settled.map_err(|why| anyhow::anyhow!("the last claim failed and is made at the next start: {why}"))?;
+    Ok(())
+}

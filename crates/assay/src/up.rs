@@ -1,0 +1,390 @@
+//! `assay up`: the whole network on one machine, in one process tree.
+//!
+//! This process holds the embedded chain and the gateway; each provider is a process of its own (`children.rs`), so
+//! that one can die without the others. Order of starting: chain, contracts, money, providers, gateway. Order of
+//! stopping: gateway (streams finish or are cut), providers (they claim), balances, chain.
+
+use crate::children::{Ready, Supervised};
+use crate::provide::ProvideConfig;
+use crate::state::{self, NetworkFile, State};
+use crate::stop::StopSignals;
+use crate::{load, say, shipped, start_logging};
+use alloy_signer_local::PrivateKeySigner;
+use anyhow::{Context, bail, ensure};
+use assay_chain::{
+    ChainClient, ChainOptions, ClientOptions, DeployParams, EmbeddedChain, Genesis, LOCAL_CHAIN_ID, Network,
+    deploy_local,
+};
+use assay_gateway::{Gateway, GatewayConfig, GatewayHandle, GatewayModel};
+use assay_net::AddressPolicy;
+use assay_store::{ManifestCache, ModelFile};
+use assay_types::{Amount, Prices, ProviderId};
+use clap::Args;
+use serde_json::{Value, json};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Port of the gateway if nobody says otherwise; the chain has the next one.
+const PORT_DEFAULT: u16 = 7411;
+/// Most providers on one machine.
+const PROVIDERS_MAX: usize = 32;
+/// Each provider's stake: five times the least.
+const STAKE: Amount = Amount(500_000_000);
+/// What the gateway has at the start, in test dollars' base units.
+const GATEWAY_FUNDS: Amount = Amount(1_000_000_000_000);
+/// What the gateway puts into each channel at a time.
+const DEPOSIT: Amount = Amount(50_000_000);
+/// Seconds between a wish to withdraw from a channel and the withdrawal.
+const WITHDRAW_DELAY_S: u64 = 86_400;
+/// How long the gateway may take to find and fund all providers.
+const READY_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Arguments of `assay up`.
+#[derive(Args)]
+pub struct UpArgs {
+    /// Folder for everything; a second start resumes it [default: ~/.assay/local]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Port of the gateway, the chain has the next one; 0 picks free ports
+    #[arg(long, value_name = "PORT", default_value_t = PORT_DEFAULT)]
+    port: u16,
+    /// How many providers
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    providers: usize,
+    /// What they serve: a GGUF file, or assay-tiny
+    #[arg(long, value_name = "FILE_OR_NAME", default_value = shipped::NAME)]
+    model: String,
+    /// Threads of each provider; several values go to the providers in turn [default: cores / providers]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    threads: Vec<usize>,
+    /// Instruction set of each provider: scalar, avx2, avx-vnni, avx512; several values in turn [default: the best]
+    #[arg(long, value_name = "ISA", value_delimiter = ',')]
+    isa: Vec<assay_num::Isa>,
+    /// Print one JSON line when ready and one when stopped
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `assay up` until TERM or Ctrl-C.
+pub fn run(args: UpArgs) -> anyhow::Result<()> {
+    start_logging();
+    ensure!((1..=PROVIDERS_MAX).contains(&args.providers), "--providers is 1 to {PROVIDERS_MAX}");
+    ensure!(args.threads.iter().all(|t| (1..=256).contains(t)), "--threads is 1 to 256");
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(up(args))
+}
+
+/// What is running, in the order in which it was started.
+struct Running {
+    chain: EmbeddedChain,
+    chain_url: String,
+    network: Network,
+    providers: Vec<(Ready, Supervised)>,
+    gateway: GatewayHandle,
+    key: String,
+    model: String,
+}
+
+async fn up(args: UpArgs) -> anyhow::Result<()> {
+    let mut signals = StopSignals::install()?;
+    let progress = Say { json: args.json };
+    let running = tokio::select! {
+        running = start(&args, &progress) => running?,
+        // Everything that was started ends as its owner is dropped.
+        () = signals.wait() => bail!("stopped before it was ready"),
+    };
+    running.announce(args.json);
+    signals.wait().await;
+    progress.say("stopping: streams finish or are cut, vouchers are claimed");
+    running.stop(args.json).await
+}
+
+async fn start(args: &UpArgs, progress: &Say) -> anyhow::Result<Running> {
+    let root = args.dir.clone().map_or_else(state::default_dir, Ok)?;
+    let state = State::open(&root)?;
+    let gateway_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
+    drop(bind(gateway_listen)?);
+    let chain_port = if args.port == 0 { 0 } else { args.port.checked_add(1).context("--port is at most 65534")? };
+
+    let deployer = state::load_or_create_key(&state.file("deployer.key"))?;
+    let chain = open_chain(&state, &deployer)?;
+    let chain_url = serve_chain(&chain, SocketAddr::from((Ipv4Addr::LOCALHOST, chain_port)))?;
+    let network = contracts(&state, &chain, &deployer).await?;
+    progress.say(&format!("chain {} at {chain_url}", chain.chain_id()));
+
+    let path = shipped::resolve(&args.model, &state)?;
+    let model = gateway_model(&args.model, &path, &state)?;
+    let mut starting = vec![];
+    for index in 0..args.providers {
+        starting.push(start_provider(args, index, &state, &network, &chain_url, &path, &model.name).await?);
+    }
+    let gateway_key = state::load_or_create_key(&state.file("gateway.key"))?;
+    if network.token.balance_of(gateway_key.address()).await? < Amount(GATEWAY_FUNDS.0 / 100) {
+        network.token.mint(gateway_key.address(), GATEWAY_FUNDS).await?;
+    }
+    let mut providers = vec![];
+    for mut provider in starting {
+        let ready = provider.ready().await?;
+        progress.say(&format!("provider {} at {}", ready.id, ready.endpoint));
+        providers.push((ready, provider));
+    }
+    let name = model.name.clone();
+    let gateway = start_gateway(&state, &chain, &network, gateway_key, model, gateway_listen).await?;
+    let key = api_key(&state, &gateway).await?;
+    wait_for_channels(&gateway, &providers).await?;
+    Ok(Running { chain, chain_url, network, providers, gateway, key, model: name })
+}
+
+/// Binds a port, or says in one line why not.
+fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow::anyhow!("port {} is in use; stop what uses it or choose another with --port", address.port())
+        }
+        _ => anyhow::anyhow!("cannot listen on {address}: {error}"),
+    })
+}
+
+fn open_chain(state: &State, deployer: &PrivateKeySigner) -> anyhow::Result<EmbeddedChain> {
+    let clock = Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()));
+    let genesis = Genesis::local(LOCAL_CHAIN_ID, deployer.address());
+    Ok(EmbeddedChain::open(&state.dir("chain")?, &genesis, ChainOptions::new(clock))?)
+}
+
+fn serve_chain(chain: &EmbeddedChain, address: SocketAddr) -> anyhow::Result<String> {
+    let listener = bind(address)?;
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let chain = chain.clone();
+    tokio::spawn(async move {
+        // Ends with the runtime: nothing that it serves needs an orderly end.
+        if let Err(error) = chain.serve(listener, std::future::pending()).await {
+            tracing::error!(%error, "the chain's JSON-RPC server ended");
+        }
+    });
+    Ok(url)
+}
+
+/// The contracts: deployed at the first start, found again later.
+async fn contracts(state: &State, chain: &EmbeddedChain, deployer: &PrivateKeySigner) -> anyhow::Result<Network> {
+    let path = state.file("network.json");
+    let saved: Option<NetworkFile> = state::read_json(&path)?;
+    if let Some(file) = &saved {
+        ensure!(
+            file.version == NetworkFile::VERSION,
+            "{} has version {}; this release reads version {}",
+            path.display(),
+            file.version,
+            NetworkFile::VERSION
+        );
+    }
+    let client = ChainClient::connect(chain, deployer.clone(), ClientOptions::default()).await?;
+    let known = saved.map(|f| f.addresses);
+    let network = deploy_local(&client, &DeployParams::local(deployer.address()), known)
+        .await
+        .with_context(|| format!("{} does not fit the chain beside it", path.display()))?;
+    if known.is_none() {
+        state::write_json(&path, &NetworkFile { version: NetworkFile::VERSION, addresses: network.addresses })?;
+    }
+    Ok(network)
+}
+
+fn gateway_model(name: &str, path: &Path, state: &State) -> anyhow::Result<GatewayModel> {
+    let file = ModelFile::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let cache = ManifestCache::new(state.dir("models")?);
+    let mut hashing = load::Progress::new("hashing the model");
+    let manifest = cache.manifest(&file, &mut |done, total| hashing.show(done, total))?;
+    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).context("a model file has a name")?;
+    let shown = if name == shipped::NAME { name.to_owned() } else { stem.clone() };
+    let aliases = if shown == stem { vec![] } else { vec![stem] };
+    GatewayModel::from_gguf(shown, aliases, manifest, file.gguf())
+        .with_context(|| format!("{} cannot be served", path.display()))
+}
+
+async fn start_provider(
+    args: &UpArgs,
+    index: usize,
+    state: &State,
+    network: &Network,
+    chain_url: &str,
+    model: &Path,
+    model_name: &str,
+) -> anyhow::Result<Supervised> {
+    let name = format!("provider-{}", index + 1);
+    let dir = state.dir(&name)?;
+    let key_file = dir.join("provider.key");
+    let key = state::load_or_create_key(&key_file)?;
+    // A provider that is registered has paid its stake already.
+    if network.registry.stake_of(ProviderId(key.address())).await? < STAKE
+        && network.token.balance_of(key.address()).await? < STAKE
+    {
+        network.token.mint(key.address(), STAKE).await?;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let in_turn = |n: usize| index % n;
+    let step = index as u128;
+    let config = ProvideConfig {
+        dir: dir.clone(),
+        key_file,
+        model: model.to_path_buf(),
+        model_name: model_name.to_owned(),
+        manifests: state.dir("models")?,
+        rpc: chain_url.to_owned(),
+        addresses: network.addresses,
+        listen: "127.0.0.1:0".to_owned(),
+        prices: Prices {
+            input_per_million: Amount(40_000 + 10_000 * step),
+            output_per_million: Amount(80_000 + 20_000 * step),
+        },
+        stake: STAKE,
+        threads: if args.threads.is_empty() {
+            (cores / args.providers).max(1)
+        } else {
+            args.threads[in_turn(args.threads.len())]
+        },
+        isa: (!args.isa.is_empty()).then(|| args.isa[in_turn(args.isa.len())].to_string()),
+    };
+    let path = dir.join("config.json");
+    state::write_json(&path, &config)?;
+    Ok(Supervised::start(name, path))
+}
+
+async fn start_gateway(
+    state: &State,
+    chain: &EmbeddedChain,
+    network: &Network,
+    signer: PrivateKeySigner,
+    model: GatewayModel,
+    listen: SocketAddr,
+) -> anyhow::Result<GatewayHandle> {
+    let client = ChainClient::connect(chain, signer.clone(), ClientOptions::default()).await?;
+    let config = GatewayConfig {
+        listen,
+        database: state.dir("gateway")?.join("gateway.sqlite"),
+        signer,
+        models: vec![model],
+        deposit: DEPOSIT,
+        withdraw_delay: WITHDRAW_DELAY_S,
+        // Everything here is on this machine.
+        addresses: AddressPolicy::Any,
+        limits: assay_gateway::GatewayLimits::default(),
+        timeouts: assay_gateway::Timeouts::default(),
+    };
+    Ok(Gateway::start(config, Network::new(client, network.addresses)?).await?)
+}
+
+/// The key of the local user: made once, kept in a file that only its owner may read.
+async fn api_key(state: &State, gateway: &GatewayHandle) -> anyhow::Result<String> {
+    let path = state.file("api.key");
+    if path.exists() {
+        let key = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        return Ok(key.trim().to_owned());
+    }
+    let key = gateway.keys().create("local").await?;
+    state::write_secret(&path, &key)?;
+    Ok(key)
+}
+
+/// Waits until the gateway can route to every provider.
+async fn wait_for_channels(gateway: &GatewayHandle, providers: &[(Ready, Supervised)]) -> anyhow::Result<()> {
+    let all = gateway.ready(providers.len(), READY_TIME_MAX).await;
+    ensure!(
+        all,
+        "the gateway reached {} of {} providers in {} s",
+        gateway.routable().len(),
+        providers.len(),
+        READY_TIME_MAX.as_secs()
+    );
+    Ok(())
+}
+
+impl Running {
+    fn announce(&self, json: bool) {
+        let gateway = format!("http://{}/v1", self.gateway.address());
+        if json {
+            let providers: Vec<Value> = self
+                .providers
+                .iter()
+                .map(|(ready, _)| json!({"id": ready.id, "endpoint": ready.endpoint, "pid": ready.pid}))
+                .collect();
+            let line = json!({
+                "ready": true, "gateway": gateway, "key": self.key, "chain": self.chain_url, "providers": providers,
+            });
+            return say(&line.to_string());
+        }
+        let (key, model, chain) = (&self.key, &self.model, &self.chain_url);
+        let question = json!({
+            "model": model,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        });
+        say(&format!(
+            "gateway   {gateway}\nchain     {chain}\nkey       {key}\nmodel     {model}\n\n\
+             curl {gateway}/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n  \
+             -d '{question}'\n\n\
+             Ctrl-C stops everything and claims what was earned."
+        ));
+    }
+
+    async fn stop(self, json: bool) -> anyhow::Result<()> {
+        let Self { chain, network, providers, gateway, .. } = self;
+        if let Err(error) = gateway.shutdown().await {
+            tracing::error!(%error, "the gateway did not stop cleanly");
+        }
+        let mut rows = vec![];
+        // All at once: each drains and claims on its own.
+        let mut stopping = vec![];
+        for (ready, provider) in providers {
+            stopping.push((ready.id, tokio::spawn(provider.stop())));
+        }
+        for (id, task) in stopping {
+            let closing = match task.await? {
+                Ok(closing) => closing.unwrap_or_default(),
+                Err(error) => {
+                    tracing::error!(id, error = format!("{error:#}"), "a provider did not stop cleanly");
+                    Value::Null
+                }
+            };
+            let provider: ProviderId = id.parse().context("a provider's id is an address")?;
+            let receiver = network.settlement.receiver(provider.0, network.addresses.token).await?;
+            rows.push(json!({
+                "id": id,
+                "charged": closing["charged"],
+                "earned": receiver.total_settled,
+                "balance": network.token.balance_of(provider.0).await?,
+            }));
+        }
+        if json {
+            say(&json!({"stopped": true, "providers": rows}).to_string());
+        } else {
+            say("\nbase units (6 decimals)                      charged        earned       balance");
+            for row in rows {
+                let text = |field: &str| row[field].as_str().unwrap_or("?").to_owned();
+                say(&format!(
+                    "{:<42} {:>9} {:>13} {:>13}",
+                    text("id"),
+                    text("charged"),
+                    text("earned"),
+                    text("balance")
+                ));
+            }
+        }
+        drop(network);
+        chain.close();
+        Ok(())
+    }
+}
+
+/// What is going on, for a person who waits.
+struct Say {
+    json: bool,
+}
+
+impl Say {
+    fn say(&self, text: &str) {
+        if !self.json {
+            eprintln!("{text}");
+        }
+    }
+}

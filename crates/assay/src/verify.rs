@@ -1,0 +1,179 @@
+//! `assay verify`: is this receipt genuine, and is the answer the one that the model gives?
+
+use crate::load;
+use crate::start_logging;
+use anyhow::{Context, bail};
+use assay_chain::client::Registry;
+use assay_chain::{ChainClient, ClientOptions, PrivateKeySigner};
+use assay_engine::Runner;
+use assay_types::{Address, Amount, ProviderId, ReceiptFile};
+use assay_verify::replay::{Unchecked, Verdict, replay};
+use assay_verify::statements::{self, Statements};
+use clap::Args;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Largest receipt file that is read.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Checks a receipt file.
+///
+/// Exit status: 0 valid, 1 invalid, 2 cannot check.
+#[derive(Args)]
+pub struct VerifyArgs {
+    /// Receipt file, as `GET /v1/receipts/ID` returns it
+    file: PathBuf,
+    /// Also re-derive the answer with this model: a GGUF file, or the name of the shipped model
+    #[arg(long, value_name = "GGUF")]
+    model: Option<String>,
+    /// Also ask this chain for the providers' stakes
+    #[arg(long, value_name = "URL")]
+    rpc: Option<String>,
+    /// The registry that is trusted, if the one that the receipt names is not
+    #[arg(long, value_name = "ADDRESS")]
+    registry: Option<Address>,
+    /// Threads for the model [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a check came out.
+enum Outcome {
+    Valid(Vec<String>),
+    Invalid(String),
+}
+
+/// Runs `assay verify` and says the result on standard output, the reason for no result on standard error.
+pub fn run(args: &VerifyArgs) -> ExitCode {
+    start_logging();
+    let (word, lines, status) = match check(args) {
+        Ok(Outcome::Valid(lines)) => ("valid", lines, 0),
+        Ok(Outcome::Invalid(why)) => ("invalid", vec![why], 1),
+        Err(error) => ("cannot check", vec![format!("{error:#}")], 2),
+    };
+    if args.json {
+        println!("{}", json!({"result": word, "status": status, "findings": lines}));
+    } else if status == 2 {
+        eprintln!("assay: {word}: {}", lines.join("; "));
+    } else {
+        println!("{word}");
+        for line in lines {
+            println!("  {line}");
+        }
+    }
+    ExitCode::from(status)
+}
+
+fn check(args: &VerifyArgs) -> anyhow::Result<Outcome> {
+    let file = read(&args.file)?;
+    let statements = match statements::check(&file) {
+        Ok(statements) => statements,
+        Err(fault) => return Ok(Outcome::Invalid(fault.to_string())),
+    };
+    let mut lines = vec![format!(
+        "statements: {} part(s), {} output tokens, {} base units charged; hashes and signatures hold",
+        file.parts.len(),
+        statements.output.len(),
+        statements.charged
+    )];
+    for provider in &statements.providers {
+        lines.push(format!("signed by {provider}"));
+    }
+    for step in [check_stake, check_answer] {
+        match step(args, &file, &statements)? {
+            Outcome::Valid(more) => lines.extend(more),
+            invalid @ Outcome::Invalid(_) => return Ok(invalid),
+        }
+    }
+    Ok(Outcome::Valid(lines))
+}
+
+fn read(path: &Path) -> anyhow::Result<ReceiptFile> {
+    let shown = || format!("cannot read {}", path.display());
+    let size = std::fs::metadata(path).with_context(shown)?.len();
+    if size > FILE_BYTES_MAX {
+        bail!("{} has {size} bytes; a receipt file has at most {FILE_BYTES_MAX}", path.display());
+    }
+    let bytes = std::fs::read(path).with_context(shown)?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{} is no receipt file", path.display()))
+}
+
+fn check_stake(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) -> anyhow::Result<Outcome> {
+    let Some(url) = &args.rpc else {
+        return Ok(Outcome::Valid(vec!["stake: not checked (give the chain with --rpc)".into()]));
+    };
+    if let Some(trusted) = args.registry
+        && trusted != file.registry
+    {
+        return Ok(Outcome::Invalid(format!(
+            "the receipt is bound to registry {:#x}, not {trusted:#x}",
+            file.registry
+        )));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut lines = vec![];
+    for provider in &statements.providers {
+        let stake = runtime
+            .block_on(read_stake(url, file, *provider))
+            .with_context(|| format!("cannot ask {url} for stakes"))?;
+        match stake {
+            Some((true, amount)) => lines.push(format!("stake: {provider} has {amount} base units at stake")),
+            Some((false, amount)) => {
+                return Ok(Outcome::Invalid(format!("{provider} has no sufficient stake: {amount} base units")));
+            }
+            None => {
+                return Ok(Outcome::Invalid(format!(
+                    "{provider} has no stake: there is no registry at {:#x} on this chain",
+                    file.registry
+                )));
+            }
+        }
+    }
+    lines.dedup();
+    Ok(Outcome::Valid(lines))
+}
+
+/// Whether the provider is registered with enough stake, and how much it has; `None` if there is no registry.
+async fn read_stake(url: &str, file: &ReceiptFile, provider: ProviderId) -> anyhow::Result<Option<(bool, Amount)>> {
+    let options = ClientOptions { chain_id: Some(file.chain_id), attempts: 2, ..ClientOptions::default() };
+    // Reading needs no key; a client has one. This one is everybody's and signs nothing here.
+    let nobody = PrivateKeySigner::from_slice(&[1; 32]).context("a constant key")?;
+    let client = ChainClient::connect(url, nobody, options).await?;
+    if !client.has_code(file.registry).await? {
+        return Ok(None);
+    }
+    let registry = Registry::new(client, file.registry);
+    Ok(Some((registry.is_active(provider).await?, registry.stake_of(provider).await?)))
+}
+
+fn check_answer(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) -> anyhow::Result<Outcome> {
+    let Some(name) = &args.model else {
+        return Ok(Outcome::Valid(vec!["answer: not checked (give the model with --model)".into()]));
+    };
+    let loaded = load::open(name)?;
+    let found = loaded.manifest()?.model_id();
+    let model = loaded.load()?;
+    let threads = args.threads.unwrap_or_else(load::all_cores);
+    let mut runner = Runner::new(threads);
+    match replay(file, statements, &model, found, &mut runner) {
+        Ok(Verdict::Exact { tokens }) => Ok(Outcome::Valid(vec![format!(
+            "answer: exact, all {tokens} tokens re-derived in one prefill ({}, {threads} threads)",
+            runner.isa()
+        )])),
+        Ok(Verdict::WrongToken { provider, index, expected, got }) => {
+            let expected = expected.map_or_else(|| "the end".into(), |t| format!("token {t}"));
+            Ok(Outcome::Invalid(format!(
+                "output token {index} is {got}; the model gives {expected}: {provider} signed a wrong answer"
+            )))
+        }
+        Ok(Verdict::WrongFinish { provider, expected, got }) => Ok(Outcome::Invalid(format!(
+            "the answer ends with {got:?}; the model gives {expected:?}: {provider} signed a wrong answer"
+        ))),
+        Err(other @ Unchecked::OtherModel { .. }) => Ok(Outcome::Invalid(other.to_string())),
+        Err(Unchecked::Replay(error)) => Err(error.into()),
+    }
+}

@@ -1,0 +1,97 @@
+//! The command line by itself: what a user sees when things are right and when they are not.
+
+use crate::support::{Network, assay, shipped};
+use serde_json::Value;
+use std::process::Output;
+
+fn run(args: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = assay().args(args).output().expect("assay runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    (status.code().expect("a status"), text(stdout), text(stderr))
+}
+
+#[test]
+fn run_answers_without_a_network() {
+    let model = shipped("assay-tiny-q8_0.gguf");
+    let model = model.to_str().expect("a path");
+    let (status, out, err) = run(&["run", model, "What is the capital of France?", "--temperature", "0"]);
+    assert_eq!(status, 0, "{err}");
+    assert!(out.contains("Paris"), "{out}");
+    let json = |seed: &str| {
+        let (status, out, err) = run(&[
+            "run",
+            model,
+            "Once upon a time",
+            "--raw",
+            "--max-tokens",
+            "30",
+            "--temperature",
+            "1",
+            "--seed",
+            seed,
+            "--json",
+        ]);
+        assert_eq!(status, 0, "{err}");
+        serde_json::from_str::<Value>(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
+    };
+    let (first, again, other) = (json("1"), json("1"), json("2"));
+    assert_eq!(first["text"], again["text"]);
+    assert_ne!(first["text"], other["text"]);
+}
+
+#[test]
+fn bad_arguments_and_files_say_what_is_wrong() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let cut = dir.path().join("cut.gguf");
+    let whole = std::fs::read(shipped("assay-tiny-q8_0.gguf")).expect("the model is readable");
+    std::fs::write(&cut, &whole[..whole.len() / 2]).expect("a file is written");
+    let not_a_model = dir.path().join("text.gguf");
+    std::fs::write(&not_a_model, "hello").expect("a file is written");
+    let path = |p: &std::path::Path| p.to_str().expect("a path").to_owned();
+    let check = |args: &[&str], words: &[&str]| {
+        let (status, _, err) = run(args);
+        assert_ne!(status, 0, "{args:?}");
+        for word in words {
+            assert!(err.contains(word), "{args:?}: {err:?} does not contain {word:?}");
+        }
+        assert!(!err.contains("panicked"), "{err}");
+    };
+    check(&["run", &path(&cut), "x"], &["cut.gguf", "offset"]);
+    check(&["run", &path(&not_a_model), "x"], &["text.gguf"]);
+    check(&["run", "no-such-model", "x"], &["no-such-model"]);
+    check(&["up", "--dir", "/proc/assay", "--port", "0"], &["/proc/assay"]);
+    check(&["run"], &["MODEL"]);
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").expect("a file is written");
+    check(&["up", "--dir", &path(&file), "--port", "0"], &["file"]);
+}
+
+#[test]
+fn up_resumes_its_folder_and_refuses_a_second_use_of_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().to_str().expect("a path");
+    let network = Network::start(dir.path(), &["--providers", "1"]);
+    let (key, providers) = (network.key(), network.providers());
+    let (status, _, err) = run(&["up", "--dir", path, "--port", "0"]);
+    assert_ne!(status, 0);
+    assert!(err.contains("in use"), "{err}");
+    let port = network.gateway().rsplit(':').next().expect("a port").to_owned();
+    let other = tempfile::tempdir().expect("a folder");
+    let (status, _, err) = run(&["up", "--dir", other.path().to_str().expect("a path"), "--port", &port]);
+    assert_ne!(status, 0);
+    assert!(err.contains(&port) && err.contains("in use"), "{err}");
+    network.stop();
+
+    let again = Network::start(dir.path(), &["--providers", "1"]);
+    assert_eq!((again.key(), again.providers()), (key, providers));
+    again.stop();
+
+    // A damaged state file is reported and left as it is.
+    let chain = dir.path().join("chain").join("chain.redb");
+    let size = std::fs::metadata(&chain).expect("the chain has a file").len();
+    std::fs::write(&chain, vec![0xaa; usize::try_from(size).expect("a size")]).expect("the file is damaged");
+    let (status, _, err) = run(&["up", "--dir", path, "--port", "0"]);
+    assert_ne!(status, 0);
+    assert!(err.contains("chain.redb"), "{err}");
+    assert!(std::fs::read(&chain).expect("still there").iter().all(|b| *b == 0xaa), "nothing is overwritten");
+}
