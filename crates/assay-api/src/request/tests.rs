@@ -1,3 +1,5 @@
+//! Requests as clients send them, right and wrong.
+
 use super::*;
 use serde_json::{Value, json};
 

@@ -1,3 +1,5 @@
+//! The database survives crashes, damage and strangers.
+
 use super::*;
 use assay_types::{B256, ChannelConfig, Finish, ModelId, Receipt, Signature, SignedVoucher, Voucher, response_hash};
 
