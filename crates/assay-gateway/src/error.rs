@@ -81,9 +81,9 @@ pub enum GatewayError {
     /// The answer is still being produced.
     #[error("this answer is still being produced; its receipt follows at the end")]
     ReceiptPending,
-    /// The answer was never completed.
-    #[error("this answer was not completed; it has no receipt")]
-    ReceiptIncomplete,
+    /// Nobody signed any part of the answer.
+    #[error("no provider signed anything for this answer; it has no receipt and cost nothing")]
+    ReceiptEmpty,
     /// The database failed.
     #[error("the gateway could not store or read: {0}")]
     Store(#[from] StoreError),

@@ -491,13 +491,11 @@ impl Flight {
         if self.used.is_empty() {
             return Ok(());
         }
-        let whole = self.answer.parts().last().is_some_and(|part| part.finish != Finish::Open);
         let in_answer = self.answer.parts().iter().map(|part| PartRow { part: part.clone(), in_answer: true });
         let receipt = NewReceipt {
             id: self.ticket.id,
             key_id: self.ticket.key.0,
             created_at: clock::unix_seconds(),
-            complete: whole,
             job: self.ticket.job.clone(),
             parts: in_answer.chain(self.strays.drain(..)).collect(),
             channels: self.used.iter().map(|listing| listing.peer.channel.row()).collect(),

@@ -105,8 +105,8 @@ async fn receipt(State(inner): Shared, Path(id): Path<String>, headers: HeaderMa
         }
         // Another key's receipt is not found: its existence is nobody else's business.
         let stored = inner.store.receipt(id).await?.filter(|stored| stored.key_id == key.0).ok_or_else(not_found)?;
-        if !stored.complete {
-            return Err(GatewayError::ReceiptIncomplete);
+        if stored.parts.is_empty() {
+            return Err(GatewayError::ReceiptEmpty);
         }
         let network = inner.purse.network;
         let file = ReceiptFile {

@@ -79,7 +79,7 @@ fn look(error: &GatewayError) -> Look {
         GatewayError::MethodNotAllowed { .. } => plain(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),
         GatewayError::ReceiptNotFound(_) => plain(StatusCode::NOT_FOUND, INVALID, "receipt_not_found"),
         GatewayError::ReceiptPending => retry(StatusCode::CONFLICT, INVALID, "receipt_pending", 1),
-        GatewayError::ReceiptIncomplete => plain(StatusCode::NOT_FOUND, INVALID, "receipt_incomplete"),
+        GatewayError::ReceiptEmpty => plain(StatusCode::NOT_FOUND, INVALID, "receipt_empty"),
         GatewayError::Store(_) | GatewayError::Random => {
             plain(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error")
         }

@@ -51,7 +51,6 @@ CREATE TABLE receipts (
     key_id     INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
     model_id   BLOB    NOT NULL,
-    complete   INTEGER NOT NULL,
     job        TEXT    NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE parts (
@@ -221,7 +220,7 @@ impl Store {
     /// The read failed or the row is damaged.
     pub async fn receipt(&self, id: RequestHash) -> Result<Option<StoredReceipt>, StoreError> {
         let row = sqlx::query(
-            "SELECT r.key_id, r.complete, r.job, m.manifest FROM receipts r JOIN manifests m USING (model_id) \
+            "SELECT r.key_id, r.job, m.manifest FROM receipts r JOIN manifests m USING (model_id) \
              WHERE r.receipt_id = ?",
         )
         .bind(id.0.as_slice())

@@ -80,8 +80,6 @@ pub struct NewReceipt {
     pub key_id: i64,
     /// Seconds since the Unix epoch.
     pub created_at: u64,
-    /// Whether the parts are a whole answer, ended by itself or by the client.
-    pub complete: bool,
     /// The original job.
     pub job: Job,
     /// In order.
@@ -95,8 +93,6 @@ pub struct NewReceipt {
 pub struct StoredReceipt {
     /// Whose key asked.
     pub key_id: i64,
-    /// Whether the parts are a whole answer.
-    pub complete: bool,
     /// The original job.
     pub job: Job,
     /// The model.
@@ -110,7 +106,6 @@ impl StoredReceipt {
     pub(super) fn read(row: &SqliteRow) -> Result<Self, StoreError> {
         Ok(Self {
             key_id: row.try_get("key_id")?,
-            complete: row.try_get::<i64, _>("complete")? != 0,
             job: serde_json::from_str(row.try_get("job")?).map_err(|_| StoreError::BadRow("job"))?,
             manifest: serde_json::from_str(row.try_get("manifest")?).map_err(|_| StoreError::BadRow("manifest"))?,
             parts: Vec::new(),

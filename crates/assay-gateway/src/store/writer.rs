@@ -124,17 +124,14 @@ async fn put_channel(connection: &mut SqliteConnection, row: &ChannelRow) -> Res
 
 async fn put_receipt(connection: &mut SqliteConnection, receipt: &NewReceipt) -> Result<(), StoreError> {
     let id = receipt.id.0.as_slice();
-    sqlx::query(
-        "INSERT INTO receipts (receipt_id, key_id, created_at, model_id, complete, job) VALUES (?, ?, ?, ?, ?, ?)",
-    )
-    .bind(id)
-    .bind(receipt.key_id)
-    .bind(receipt.created_at.cast_signed())
-    .bind(model_key(receipt.job.model_id))
-    .bind(receipt.complete)
-    .bind(json(&receipt.job, "job")?)
-    .execute(&mut *connection)
-    .await?;
+    sqlx::query("INSERT INTO receipts (receipt_id, key_id, created_at, model_id, job) VALUES (?, ?, ?, ?, ?)")
+        .bind(id)
+        .bind(receipt.key_id)
+        .bind(receipt.created_at.cast_signed())
+        .bind(model_key(receipt.job.model_id))
+        .bind(json(&receipt.job, "job")?)
+        .execute(&mut *connection)
+        .await?;
     for (seq, row) in (0i64..).zip(&receipt.parts) {
         sqlx::query("INSERT INTO parts (receipt_id, seq, in_answer, part) VALUES (?, ?, ?, ?)")
             .bind(id)

@@ -157,7 +157,7 @@ async fn nobody_to_answer() {
     assert!(failed.headers.contains_key("retry-after"));
     assert!(failed.headers.contains_key("x-assay-receipt"));
     let missing = world.get(&format!("/v1/receipts/{}", failed.receipt_id())).await;
-    assert_eq!(look(&missing), (404, "receipt_incomplete".into(), None));
+    assert_eq!(look(&missing), (404, "receipt_empty".into(), None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
