@@ -125,8 +125,9 @@ impl Store {
             .connect_with(plain.clone())
             .await
             .map_err(|e| if is_damage(&e) { unusable(path, &e.to_string()) } else { open_error(e) })?;
-        prepare(&first, path).await?;
+        let prepared = prepare(&first, path).await;
         first.close().await;
+        prepared?;
         let options = plain.journal_mode(SqliteJournalMode::Wal);
         let pool =
             SqlitePoolOptions::new().max_connections(4).connect_with(options.clone()).await.map_err(open_error)?;

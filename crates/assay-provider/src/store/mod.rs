@@ -146,13 +146,14 @@ impl Store {
         // Setting the journal mode changes the file, so it is looked at without.
         let first = connect(plain.clone(), 1).await;
         let first = first.map_err(|e| if is_damage(&e) { unusable(path, &e.to_string()) } else { open_error(e) })?;
-        prepare(&first, path, identity).await?;
+        let prepared = prepare(&first, path, identity).await;
         first.close().await;
+        prepared?;
         let options = plain.journal_mode(SqliteJournalMode::Wal);
         let writer = connect(options.clone(), 1).await.map_err(open_error)?;
         let reads = connect(options, 2).await.map_err(open_error)?;
         let (writes, queue) = mpsc::channel(QUEUE_MAX);
-        let task = tokio::spawn(writer::run(writer, queue));
+        let task = tokio::spawn(writer::run(writer, reads.clone(), queue));
         Ok((Self { reads, writes }, task))
     }
 

@@ -19,7 +19,10 @@ pub(crate) enum Write {
 
 /// Runs until every sender is gone or a write fails. After a failure nothing more is written: later receipts have
 /// totals that contain the lost one, and would prove a sum that nobody can re-add.
-pub(super) async fn run(pool: SqlitePool, mut queue: mpsc::Receiver<Write>) {
+///
+/// Closes both pools when the last sender is gone: a pool that is only dropped closes the file some time later, and by
+/// then somebody else may have it.
+pub(super) async fn run(pool: SqlitePool, reads: SqlitePool, mut queue: mpsc::Receiver<Write>) {
     let mut group = Vec::with_capacity(GROUP_MAX);
     while queue.recv_many(&mut group, GROUP_MAX).await > 0 {
         let result = commit(&pool, &group).await;
@@ -33,10 +36,12 @@ pub(super) async fn run(pool: SqlitePool, mut queue: mpsc::Receiver<Write>) {
             let _ = done.send(result.clone());
         }
         if failed {
-            break;
+            // What was stored can still be read.
+            queue.close();
+            return pool.close().await;
         }
     }
-    queue.close();
+    reads.close().await;
     pool.close().await;
 }
 
