@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-const STEPS: &[(&str, fn() -> anyhow::Result<()>)] =
-    &[("tidy", tidy::run), ("rust", rust), ("contracts", contracts), ("clients", clients)];
+type Step = fn() -> anyhow::Result<()>;
+
+const STEPS: &[(&str, Step)] = &[("tidy", tidy::run), ("rust", rust), ("contracts", contracts), ("clients", clients)];
 
 /// Runs the named steps, or all of them.
 pub fn run(names: &[&str]) -> anyhow::Result<()> {
