@@ -206,6 +206,10 @@ fn habits(shown: &str, text: &str, broken: &mut Vec<String>) {
     if text.lines().count() > FILE_LINES_MAX {
         broken.push(format!("{shown}: longer than {FILE_LINES_MAX} lines"));
     }
+    let kernels_or_mmap = shown.starts_with("crates/assay-num/") || shown.starts_with("crates/assay-store/");
+    if !kernels_or_mmap && ["unsafe {", "unsafe fn", "(unsafe_code"].iter().any(|word| text.contains(word)) {
+        broken.push(format!("{shown}: unsafe belongs to kernels (assay-num) and the mapping (assay-store)"));
+    }
     for (word, why) in [
         ("#[ignore", "a test runs or does not exist"),
         ("todo!(", "a stub is not done"),
