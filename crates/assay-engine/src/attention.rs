@@ -9,7 +9,7 @@ use std::ops::Range;
 use assay_num::{AttendScratch, KV_CHUNK, Kernels, KvChunk};
 
 use crate::compute::Compute;
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 use crate::forward::{Row, Slice};
 
 /// Queries a task aims at: enough to pay for reading the keys, few enough to spread a prompt over the team.
@@ -38,7 +38,7 @@ struct TaskScratch {
 /// What a layer's attention reads. Shared by the threads of a team.
 pub(crate) struct Inputs<'a> {
     pub kernels: Kernels,
-    pub config: &'a LlamaConfig,
+    pub config: &'a ModelConfig,
     pub layer: usize,
     pub rows: &'a [Row],
     /// `[rows, q_width + 2 kv_width]`: q, k and v of each row.
@@ -138,7 +138,7 @@ impl Inputs<'_> {
 }
 
 /// Cuts `out` (in task order) into tasks.
-fn tasks<'a>(config: &LlamaConfig, slices: &[Slice<'_>], out: &'a mut [f32]) -> Vec<Task<'a>> {
+fn tasks<'a>(config: &ModelConfig, slices: &[Slice<'_>], out: &'a mut [f32]) -> Vec<Task<'a>> {
     let group = config.n_heads / config.n_kv_heads;
     let rows_per_task = (TASK_QUERIES / group).max(1);
     let mut tasks = Vec::new();
@@ -183,7 +183,7 @@ struct Chunks<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    fn new(config: &LlamaConfig, layer: usize, slices: &'a [Slice<'_>]) -> Chunks<'a> {
+    fn new(config: &ModelConfig, layer: usize, slices: &'a [Slice<'_>]) -> Chunks<'a> {
         let mut chunks = Vec::new();
         let mut first = Vec::with_capacity(slices.len() * config.n_kv_heads);
         for slice in slices {

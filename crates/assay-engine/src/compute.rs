@@ -4,11 +4,22 @@
 
 use assay_num::{Acts, Kernels, Matrix, Team};
 
+use crate::config::limits;
 use crate::forward::Row;
 use crate::model::Stack;
 
 /// Below this much work (about one multiply-add each) one thread is done before a second one is awake.
 const SMALL_WORK: usize = 1 << 15;
+
+/// Replaces each head of `x: [heads, w.len()]` by its `rms_norm`. A head is at most as wide as the limit.
+pub(crate) fn norm_heads(kernels: Kernels, x: &mut [f32], w: &[f32], eps: f32) {
+    let mut copy = [0.0; limits::HEAD_DIM as usize];
+    let copy = &mut copy[..w.len()];
+    for head in x.chunks_exact_mut(w.len()) {
+        copy.copy_from_slice(head);
+        kernels.rms_norm(copy, w, eps, head);
+    }
+}
 
 pub(crate) struct Compute {
     pub kernels: Kernels,

@@ -1,10 +1,13 @@
-//! The hyper-parameters of a Llama-architecture model, read from GGUF metadata and checked against each other.
+//! The hyper-parameters of a model, read from GGUF metadata and checked against each other.
 //!
-//! Owns the meaning of the `llama.*` keys. Does not look at tensor data; tensor shapes are checked against this
-//! config where the tensors are taken (`model.rs`), the rotation table comes from `assay_gguf::rope_table`. Key names and defaults: the GGUF specification and llama.cpp's
+//! Owns the meaning of the keys that begin with the architecture's name (`llama.*`, `qwen2.*`, ..). Does not look at
+//! tensor data; tensor shapes are checked against this config where the tensors are taken (`model.rs`), the rotation
+//! table comes from `assay_gguf::rope_table`. Key names and defaults: the GGUF specification and llama.cpp's
 //! `llama-hparams`. A key that would change the arithmetic and is not implemented is an error, never ignored.
 
 use assay_gguf::{Gguf, GgufError};
+
+use crate::family::Family;
 
 /// Largest accepted values. They bound every allocation made from a config; real models are far below.
 pub mod limits {
@@ -26,16 +29,18 @@ pub mod limits {
 
 /// Hyper-parameters of one model. All counts are at least 1 and within [`limits`].
 #[derive(Clone, Debug, PartialEq)]
-pub struct LlamaConfig {
-    /// Transformer blocks (`llama.block_count`).
+pub struct ModelConfig {
+    /// The architecture.
+    pub family: Family,
+    /// Transformer blocks (`*.block_count`).
     pub n_layers: usize,
-    /// Residual width (`llama.embedding_length`).
+    /// Residual width (`*.embedding_length`).
     pub width: usize,
-    /// Feed-forward width (`llama.feed_forward_length`).
+    /// Feed-forward width (`*.feed_forward_length`).
     pub feed_forward: usize,
-    /// Query heads (`llama.attention.head_count`).
+    /// Query heads (`*.attention.head_count`).
     pub n_heads: usize,
-    /// Key and value heads (`llama.attention.head_count_kv`); divides `n_heads`.
+    /// Key and value heads (`*.attention.head_count_kv`); divides `n_heads`.
     pub n_kv_heads: usize,
     /// Width of one head, even.
     pub head_dim: usize,
@@ -43,9 +48,10 @@ pub struct LlamaConfig {
     pub rope_dims: usize,
     /// RMSNorm epsilon, finite, positive.
     pub rms_eps: f32,
-    /// Positions the model was made for (`llama.context_length`).
+    /// Positions the model was made for (`*.context_length`). Where layers see a sliding window of positions
+    /// (`*.attention.sliding_window`), at most that many: as long as the window covers everything, it changes nothing.
     pub context: usize,
-    /// Vocabulary entries, from `llama.vocab_size` if stated; always equal to the rows of `token_embd.weight`.
+    /// Vocabulary entries, from `*.vocab_size` if stated; always equal to the rows of `token_embd.weight`.
     pub vocab: usize,
 }
 
@@ -53,7 +59,7 @@ pub struct LlamaConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Another architecture.
-    #[error("general.architecture is \"{found}\"; this engine runs \"llama\" models")]
+    #[error("general.architecture is \"{found}\"; this engine runs {}", Family::names())]
     Architecture {
         /// The stated architecture.
         found: String,
@@ -62,13 +68,13 @@ pub enum ConfigError {
     #[error("metadata key {key} is missing")]
     Missing {
         /// The key.
-        key: &'static str,
+        key: String,
     },
     /// A key of the wrong type, or unreadable.
     #[error("metadata key {key}: {source}")]
     Key {
         /// The key.
-        key: &'static str,
+        key: String,
         /// What the parser said.
         source: GgufError,
     },
@@ -76,7 +82,7 @@ pub enum ConfigError {
     #[error("metadata key {key} is {found}, allowed is {allowed}")]
     Range {
         /// The key.
-        key: &'static str,
+        key: String,
         /// The value in the file.
         found: String,
         /// The accepted range, for people.
@@ -86,7 +92,7 @@ pub enum ConfigError {
     #[error("metadata key {key} is {found}, but {because}")]
     Contradiction {
         /// The key.
-        key: &'static str,
+        key: String,
         /// The value in the file.
         found: String,
         /// What it contradicts.
@@ -96,13 +102,13 @@ pub enum ConfigError {
     #[error("metadata key {key} is \"{found}\": not supported")]
     Unsupported {
         /// The key.
-        key: &'static str,
+        key: String,
         /// The value in the file.
         found: String,
     },
 }
 
-impl LlamaConfig {
+impl ModelConfig {
     /// Width of the query rows and of the attention output: `n_heads * head_dim`.
     pub fn q_width(&self) -> usize {
         self.n_heads * self.head_dim
@@ -114,148 +120,195 @@ impl LlamaConfig {
     }
 
     /// Reads and checks the config. `vocab` is the row count of `token_embd.weight`.
-    pub fn from_gguf(gguf: &Gguf, vocab: u64) -> Result<LlamaConfig, ConfigError> {
+    pub fn from_gguf(gguf: &Gguf, vocab: u64) -> Result<ModelConfig, ConfigError> {
+        const ARCHITECTURE: &str = "general.architecture";
         let architecture =
-            string(gguf, "general.architecture")?.ok_or(ConfigError::Missing { key: "general.architecture" })?;
-        if architecture != "llama" {
+            string(gguf, ARCHITECTURE)?.ok_or_else(|| ConfigError::Missing { key: ARCHITECTURE.to_owned() })?;
+        let Some(family) = Family::from_name(&architecture) else {
             return Err(ConfigError::Architecture { found: architecture });
-        }
-        refuse_unsupported(gguf)?;
+        };
+        let keys = Keys { gguf, family };
+        keys.refuse_unsupported()?;
 
-        let n_layers = count(gguf, "llama.block_count", limits::N_LAYERS, None)?;
-        let width = count(gguf, "llama.embedding_length", limits::WIDTH, None)?;
-        let feed_forward = count(gguf, "llama.feed_forward_length", limits::FEED_FORWARD, None)?;
-        let n_heads = count(gguf, "llama.attention.head_count", limits::N_HEADS, None)?;
-        let n_kv_heads = count(gguf, "llama.attention.head_count_kv", limits::N_HEADS, Some(n_heads))?;
+        let n_heads = keys.count("attention.head_count", limits::N_HEADS, None)?;
+        let n_kv_heads = keys.count("attention.head_count_kv", limits::N_HEADS, Some(n_heads))?;
         if n_heads % n_kv_heads != 0 {
             return Err(ConfigError::Contradiction {
-                key: "llama.attention.head_count_kv",
+                key: keys.name("attention.head_count_kv"),
                 found: n_kv_heads.to_string(),
-                because: format!("it must divide llama.attention.head_count, which is {n_heads}"),
+                because: format!("it must divide {}, which is {n_heads}", keys.name("attention.head_count")),
             });
         }
-        let head_dim = head_dim(gguf, width, n_heads)?;
-        let rope_dims = count(gguf, "llama.rope.dimension_count", limits::HEAD_DIM, Some(head_dim))?;
-        if rope_dims > head_dim || rope_dims % 2 != 0 {
-            return Err(ConfigError::Contradiction {
-                key: "llama.rope.dimension_count",
-                found: rope_dims.to_string(),
-                because: format!("it must be even and at most the head width, {head_dim}"),
-            });
-        }
-        let vocab = check_vocab(gguf, vocab)?;
-        Ok(LlamaConfig {
-            n_layers: n_layers as usize,
+        let width = keys.count("embedding_length", limits::WIDTH, None)?;
+        let head_dim = keys.head_dim(width, n_heads)?;
+        Ok(ModelConfig {
+            family,
+            n_layers: keys.count("block_count", limits::N_LAYERS, None)? as usize,
             width: width as usize,
-            feed_forward: feed_forward as usize,
+            feed_forward: keys.count("feed_forward_length", limits::FEED_FORWARD, None)? as usize,
             n_heads: n_heads as usize,
             n_kv_heads: n_kv_heads as usize,
             head_dim: head_dim as usize,
-            rope_dims: rope_dims as usize,
-            rms_eps: rms_eps(gguf)?,
-            context: count(gguf, "llama.context_length", limits::CONTEXT, None)? as usize,
-            vocab: vocab as usize,
+            rope_dims: keys.rope_dims(head_dim)? as usize,
+            rms_eps: keys.rms_eps()?,
+            context: keys.context()? as usize,
+            vocab: keys.vocab(vocab)? as usize,
         })
     }
 }
 
-/// The width of one head: stated by key_length and value_length, or `width / n_heads`.
-fn head_dim(gguf: &Gguf, width: u32, n_heads: u32) -> Result<u32, ConfigError> {
-    const KEY: &str = "llama.attention.key_length";
-    const VALUE: &str = "llama.attention.value_length";
-    let key = count_opt(gguf, KEY, limits::HEAD_DIM)?;
-    let value = count_opt(gguf, VALUE, limits::HEAD_DIM)?;
-    let derived = width.is_multiple_of(n_heads).then(|| width / n_heads);
-    let head_dim = key.or(derived).ok_or_else(|| ConfigError::Contradiction {
-        key: "llama.attention.head_count",
-        found: n_heads.to_string(),
-        because: format!("it does not divide llama.embedding_length, which is {width}, and {KEY} is not stated"),
-    })?;
-    if let Some(value) = value.filter(|value| *value != head_dim) {
-        return Err(ConfigError::Contradiction {
-            key: VALUE,
-            found: value.to_string(),
-            because: format!("keys are {head_dim} wide; different widths are not supported"),
-        });
-    }
-    if head_dim % 2 != 0 || head_dim > limits::HEAD_DIM || head_dim * n_heads > limits::WIDTH {
-        return Err(ConfigError::Range {
-            key: KEY,
-            found: head_dim.to_string(),
-            allowed: format!("even, at most {}, and at most {} over all heads", limits::HEAD_DIM, limits::WIDTH),
-        });
-    }
-    Ok(head_dim)
+/// The keys of one file, read by their names without the family's prefix.
+struct Keys<'a> {
+    gguf: &'a Gguf,
+    family: Family,
 }
 
-fn check_vocab(gguf: &Gguf, rows: u64) -> Result<u32, ConfigError> {
-    const KEY: &str = "llama.vocab_size";
-    let rows = u32::try_from(rows).ok().filter(|rows| (1..=limits::VOCAB).contains(rows)).ok_or_else(|| {
-        ConfigError::Range {
-            key: KEY,
-            found: format!("{rows} (rows of token_embd.weight)"),
-            allowed: format!("1 to {}", limits::VOCAB),
+impl Keys<'_> {
+    fn name(&self, name: &str) -> String {
+        format!("{}.{name}", self.family.name())
+    }
+
+    /// The width of one head: stated by key_length and value_length, or `width / n_heads`.
+    fn head_dim(&self, width: u32, n_heads: u32) -> Result<u32, ConfigError> {
+        const KEY: &str = "attention.key_length";
+        const VALUE: &str = "attention.value_length";
+        let key = self.count_opt(KEY, limits::HEAD_DIM)?;
+        let value = self.count_opt(VALUE, limits::HEAD_DIM)?;
+        let derived = width.is_multiple_of(n_heads).then(|| width / n_heads);
+        let head_dim = key.or(derived).ok_or_else(|| ConfigError::Contradiction {
+            key: self.name("attention.head_count"),
+            found: n_heads.to_string(),
+            because: format!(
+                "it does not divide {}, which is {width}, and {} is not stated",
+                self.name("embedding_length"),
+                self.name(KEY)
+            ),
+        })?;
+        if let Some(value) = value.filter(|value| *value != head_dim) {
+            return Err(ConfigError::Contradiction {
+                key: self.name(VALUE),
+                found: value.to_string(),
+                because: format!("keys are {head_dim} wide; different widths are not supported"),
+            });
         }
-    })?;
-    match count_opt(gguf, KEY, limits::VOCAB)? {
-        Some(stated) if stated != rows => Err(ConfigError::Contradiction {
-            key: KEY,
-            found: stated.to_string(),
-            because: format!("token_embd.weight has {rows} rows"),
-        }),
-        _ => Ok(rows),
+        if head_dim % 2 != 0 || head_dim > limits::HEAD_DIM || head_dim * n_heads > limits::WIDTH {
+            return Err(ConfigError::Range {
+                key: self.name(KEY),
+                found: head_dim.to_string(),
+                allowed: format!("even, at most {}, and at most {} over all heads", limits::HEAD_DIM, limits::WIDTH),
+            });
+        }
+        Ok(head_dim)
     }
-}
 
-/// Keys of architecture "llama" that change the computation in ways this engine does not implement.
-fn refuse_unsupported(gguf: &Gguf) -> Result<(), ConfigError> {
-    for key in ["llama.expert_count", "llama.attention.sliding_window"] {
-        match integer(gguf, key)? {
+    fn rope_dims(&self, head_dim: u32) -> Result<u32, ConfigError> {
+        const KEY: &str = "rope.dimension_count";
+        let rope_dims = self.count(KEY, limits::HEAD_DIM, Some(head_dim))?;
+        if rope_dims > head_dim || rope_dims % 2 != 0 {
+            return Err(ConfigError::Contradiction {
+                key: self.name(KEY),
+                found: rope_dims.to_string(),
+                because: format!("it must be even and at most the head width, {head_dim}"),
+            });
+        }
+        Ok(rope_dims)
+    }
+
+    /// Positions: those the model was made for, as far as no sliding window would hide one.
+    fn context(&self) -> Result<u32, ConfigError> {
+        let context = self.count("context_length", limits::CONTEXT, None)?;
+        // Files state 0, or a window at or above the context, where there is none.
+        match self.integer("attention.sliding_window")? {
+            None | Some(0) => Ok(context),
+            Some(window) => Ok(u32::try_from(window).map_or(context, |window| window.min(context))),
+        }
+    }
+
+    fn vocab(&self, rows: u64) -> Result<u32, ConfigError> {
+        const KEY: &str = "vocab_size";
+        let rows = u32::try_from(rows).ok().filter(|rows| (1..=limits::VOCAB).contains(rows)).ok_or_else(|| {
+            ConfigError::Range {
+                key: self.name(KEY),
+                found: format!("{rows} (rows of token_embd.weight)"),
+                allowed: format!("1 to {}", limits::VOCAB),
+            }
+        })?;
+        match self.count_opt(KEY, limits::VOCAB)? {
+            Some(stated) if stated != rows => Err(ConfigError::Contradiction {
+                key: self.name(KEY),
+                found: stated.to_string(),
+                because: format!("token_embd.weight has {rows} rows"),
+            }),
+            _ => Ok(rows),
+        }
+    }
+
+    /// Keys that change the computation in ways this engine does not implement.
+    fn refuse_unsupported(&self) -> Result<(), ConfigError> {
+        match self.integer("expert_count")? {
             None | Some(0) => {}
-            Some(n) => return Err(ConfigError::Unsupported { key, found: n.to_string() }),
+            Some(n) => return Err(ConfigError::Unsupported { key: self.name("expert_count"), found: n.to_string() }),
+        }
+        // Each scales something; the neutral value is the one in the second place.
+        let scales = [
+            ("logit_scale", None),
+            ("residual_scale", None),
+            ("embedding_scale", None),
+            ("attention.scale", None),
+            ("attn_logit_softcapping", Some(0.0)),
+            ("final_logit_softcapping", Some(0.0)),
+            ("rope.scaling.attn_factor", Some(1.0)),
+        ];
+        for (name, neutral) in scales {
+            if let Some(scale) = self.float(name)?.filter(|scale| Some(*scale) != neutral) {
+                return Err(ConfigError::Unsupported { key: self.name(name), found: scale.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, name: &str, max: u32, default: Option<u32>) -> Result<u32, ConfigError> {
+        self.count_opt(name, max)?.or(default).ok_or_else(|| ConfigError::Missing { key: self.name(name) })
+    }
+
+    fn count_opt(&self, name: &str, max: u32) -> Result<Option<u32>, ConfigError> {
+        match self.integer(name)? {
+            None => Ok(None),
+            Some(n) => match u32::try_from(n) {
+                Ok(n) if (1..=max).contains(&n) => Ok(Some(n)),
+                _ => Err(ConfigError::Range {
+                    key: self.name(name),
+                    found: n.to_string(),
+                    allowed: format!("1 to {max}"),
+                }),
+            },
         }
     }
-    for key in ["llama.logit_scale", "llama.residual_scale", "llama.embedding_scale", "llama.attention.scale"] {
-        if let Some(scale) = float(gguf, key)? {
-            return Err(ConfigError::Unsupported { key, found: scale.to_string() });
+
+    fn rms_eps(&self) -> Result<f32, ConfigError> {
+        const KEY: &str = "attention.layer_norm_rms_epsilon";
+        let value = self.float(KEY)?.ok_or_else(|| ConfigError::Missing { key: self.name(KEY) })?;
+        // NaN is in no range.
+        if (1e-12..=1.0).contains(&value) {
+            Ok(value)
+        } else {
+            let key = self.name(KEY);
+            Err(ConfigError::Range { key, found: value.to_string(), allowed: "1e-12 to 1".to_owned() })
         }
     }
-    Ok(())
-}
 
-fn count(gguf: &Gguf, key: &'static str, max: u32, default: Option<u32>) -> Result<u32, ConfigError> {
-    count_opt(gguf, key, max)?.or(default).ok_or(ConfigError::Missing { key })
-}
+    fn integer(&self, name: &str) -> Result<Option<u64>, ConfigError> {
+        let key = self.name(name);
+        self.gguf.get::<u64>(&key).map_err(|source| ConfigError::Key { key, source })
+    }
 
-fn count_opt(gguf: &Gguf, key: &'static str, max: u32) -> Result<Option<u32>, ConfigError> {
-    match integer(gguf, key)? {
-        None => Ok(None),
-        Some(n) => match u32::try_from(n) {
-            Ok(n) if (1..=max).contains(&n) => Ok(Some(n)),
-            _ => Err(ConfigError::Range { key, found: n.to_string(), allowed: format!("1 to {max}") }),
-        },
+    fn float(&self, name: &str) -> Result<Option<f32>, ConfigError> {
+        let key = self.name(name);
+        self.gguf.f32(&key).map_err(|source| ConfigError::Key { key, source })
     }
 }
 
-fn rms_eps(gguf: &Gguf) -> Result<f32, ConfigError> {
-    const KEY: &str = "llama.attention.layer_norm_rms_epsilon";
-    let value = float(gguf, KEY)?.ok_or(ConfigError::Missing { key: KEY })?;
-    // NaN is in no range.
-    if (1e-12..=1.0).contains(&value) {
-        Ok(value)
-    } else {
-        Err(ConfigError::Range { key: KEY, found: value.to_string(), allowed: "1e-12 to 1".to_owned() })
-    }
-}
-
-fn integer(gguf: &Gguf, key: &'static str) -> Result<Option<u64>, ConfigError> {
-    gguf.get::<u64>(key).map_err(|source| ConfigError::Key { key, source })
-}
-
-fn float(gguf: &Gguf, key: &'static str) -> Result<Option<f32>, ConfigError> {
-    gguf.f32(key).map_err(|source| ConfigError::Key { key, source })
-}
-
-fn string(gguf: &Gguf, key: &'static str) -> Result<Option<String>, ConfigError> {
-    Ok(gguf.str(key).map_err(|source| ConfigError::Key { key, source })?.map(str::to_owned))
+fn string(gguf: &Gguf, key: &str) -> Result<Option<String>, ConfigError> {
+    let value = gguf.str(key).map_err(|source| ConfigError::Key { key: key.to_owned(), source })?;
+    Ok(value.map(str::to_owned))
 }

@@ -1,12 +1,18 @@
 //! One step of the transformer over a batch: some tokens of each of several sequences.
 //!
-//! Owns the order of operations of a Llama block and the activation buffers; the operations themselves are defined
+//! Owns the order of operations of a block and the activation buffers; the operations themselves are defined
 //! in `assay_num`. Does not choose what is computed (scheduler) or what follows from the logits (sampler).
 //!
 //! Per layer, for each row (one token at one position of one sequence):
 //! `n = rms_norm(x)`; `q|k|v = W_qkv n`; rope on q and k; k and v stored as f16; `a = attention(q, keys <= position)`;
 //! `x += W_o a`; `n = rms_norm(x)`; `g|u = W_gu n`; `x += W_down (silu(g) * u)`. At the end, for rows that are asked:
 //! `logits = W_out rms_norm(x)`.
+//!
+//! What families add to that:
+//! - Qwen2: `q|k|v = W_qkv n`, then one addition per element: `q|k|v += b_qkv`, before the rotation.
+//! - Qwen3: each head of q and of k is replaced by its `rms_norm` over the head's width, before the rotation.
+//! - Phi-3: nothing; its file holds `W_qkv` and `W_gu` as one tensor each, in the order used here.
+//! - Rotated pairs are neighbours for "llama" and halves of the head for the others ([`crate::Family::rope_style`]).
 //!
 //! Invariant: every row is computed by the same operations in the same order whatever else is in the batch, however
 //! the prompt was cut into steps, and however the work is split over threads. Rows meet only in attention, which
@@ -17,11 +23,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use assay_num::{Acts, Isa, Kernels, RopeStyle, Team, check_finite};
+use assay_num::{Acts, Isa, Kernels, Team, check_finite};
 
 use crate::attention::{self, AttentionBuffers, Inputs};
-use crate::compute::Compute;
-use crate::config::LlamaConfig;
+use crate::compute::{self, Compute};
+use crate::config::ModelConfig;
 use crate::kv::KvSeq;
 use crate::model::{Layer, Model};
 
@@ -186,12 +192,18 @@ impl Runner {
         compute.norm(x, &layer.attn_norm, config.rms_eps, rows, normed);
         compute.stack(acts, &layer.qkv, normed, qkv, part);
 
-        let rotated = config.q_width() + config.kv_width();
-        let (kernels, table) = (compute.kernels, &model.weights().rope);
+        let (q, head_dim) = (config.q_width(), config.head_dim);
+        let rotated = q + config.kv_width();
+        let (kernels, table, style) = (compute.kernels, &model.weights().rope, config.family.rope_style());
         compute.chunks(rows.len() * rotated * 2, qkv, layer.qkv.rows, |row, qkv| {
-            let position = rows[row].position;
-            // GGUF files of this architecture have q and k permuted so that pairs are neighbours.
-            kernels.rope(&mut qkv[..rotated], config.head_dim, position, table, RopeStyle::Interleaved);
+            if let Some(bias) = &layer.qkv_bias {
+                kernels.add_assign(qkv, bias);
+            }
+            if let Some((q_norm, k_norm)) = &layer.qk_norm {
+                compute::norm_heads(kernels, &mut qkv[..q], q_norm, config.rms_eps);
+                compute::norm_heads(kernels, &mut qkv[q..rotated], k_norm, config.rms_eps);
+            }
+            kernels.rope(&mut qkv[..rotated], head_dim, rows[row].position, table, style);
         });
         let inputs = Inputs { kernels, config, layer: index, rows, qkv };
         attention::store(compute, &inputs, slices);
@@ -200,7 +212,7 @@ impl Runner {
         compute.add(x, normed, config.width);
     }
 
-    fn feed_forward_block(&mut self, config: &LlamaConfig, layer: &Layer) {
+    fn feed_forward_block(&mut self, config: &ModelConfig, layer: &Layer) {
         let Runner { compute, acts, buffers } = self;
         let Buffers { x, normed, gate_up, inner, part, rows, .. } = buffers;
         compute.norm(x, &layer.ffn_norm, config.rms_eps, rows, normed);
@@ -235,7 +247,7 @@ impl Runner {
 }
 
 impl Buffers {
-    fn resize(&mut self, config: &LlamaConfig) {
+    fn resize(&mut self, config: &ModelConfig) {
         let n = self.rows.len();
         self.x.resize(n * config.width, 0.0);
         self.normed.resize(n * config.width, 0.0);

@@ -8,7 +8,7 @@
 
 use assay_num::{KV_CHUNK, KvChunk};
 
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 
 /// Shape of the KV memory of one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct KvShape {
 
 impl KvShape {
     /// The shape a config asks for.
-    pub fn of(config: &LlamaConfig) -> KvShape {
+    pub fn of(config: &ModelConfig) -> KvShape {
         KvShape { n_layers: config.n_layers, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim }
     }
 

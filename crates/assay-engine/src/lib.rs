@@ -16,6 +16,7 @@ mod compute;
 mod config;
 mod drive;
 mod engine;
+mod family;
 mod forward;
 mod kv;
 mod model;
@@ -24,11 +25,12 @@ mod scheduler;
 mod sequence;
 pub mod throughput;
 
-pub use config::{ConfigError, LlamaConfig, limits};
+pub use config::{ConfigError, ModelConfig, limits};
 pub use engine::{
     Engine, EngineOptions, EngineStats, JobHandle, PREFILL_CHUNK_MAX, SEQUENCES_MAX, Shutdown, StartError, SubmitError,
     job_limits, threads_for,
 };
+pub use family::Family;
 pub use forward::{LOGIT_ROWS, Runner, Slice};
 pub use kv::{KvPool, KvSeq, KvShape};
 pub use model::{CONTEXT_MAX_DEFAULT, LoadError, LoadOptions, Model};

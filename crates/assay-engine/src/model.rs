@@ -1,8 +1,8 @@
 //! A loaded model: config, tokenizer, chat template, and weights in the layout the kernels read.
 //!
-//! Owns the list of tensors a Llama-architecture file must have, their shapes, and nothing about the computation
+//! Owns the list of tensors that a file of each family must have, their shapes, and nothing about the computation
 //! (`forward.rs`). Loading copies and repacks every weight once; the file's bytes are not needed afterwards.
-//! Tensor names and shapes: the GGUF specification, architecture "llama". A tensor that is not used is an error:
+//! Tensor names and shapes: the GGUF specification and llama.cpp's models of the same names. A tensor that is not used is an error:
 //! ignoring one (a bias, an adapter) would compute something else than the file's author meant.
 
 use std::collections::HashSet;
@@ -14,7 +14,7 @@ use assay_gguf::{
 };
 use assay_num::{Matrix, MatrixError, RopeTable, f16};
 
-use crate::config::{ConfigError, LlamaConfig};
+use crate::config::{ConfigError, ModelConfig};
 use crate::kv::KvShape;
 
 /// Default of [`LoadOptions::context_max`].
@@ -23,7 +23,7 @@ pub const CONTEXT_MAX_DEFAULT: usize = 16_384;
 /// How to load.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// Upper bound on the context in tokens; the model's own `llama.context_length` bounds it too.
+    /// Upper bound on the context in tokens; the model's own `*.context_length` bounds it too.
     pub context_max: usize,
 }
 
@@ -36,7 +36,7 @@ impl Default for LoadOptions {
 /// Everything that running a model needs. Immutable; shared between threads and engines in an [`Arc`].
 #[derive(Debug)]
 pub struct Model {
-    config: LlamaConfig,
+    config: ModelConfig,
     context: usize,
     tokenizer: Arc<Tokenizer>,
     template: Result<Option<ChatTemplate>, TemplateError>,
@@ -61,6 +61,10 @@ pub(crate) struct Layer {
     pub attn_norm: Vec<f32>,
     /// q, k and v below each other: `[(n_heads + 2 n_kv_heads) * head_dim, width]`.
     pub qkv: Stack,
+    /// Added to `qkv`'s product, in the same order; Qwen2.
+    pub qkv_bias: Option<Vec<f32>>,
+    /// Norms of each head of q and of k, `[head_dim]` each; Qwen3.
+    pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     /// `[width, n_heads * head_dim]`
     pub attn_output: Matrix,
     pub ffn_norm: Vec<f32>,
@@ -90,7 +94,7 @@ pub enum LoadError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// The rotation table.
-    #[error("llama.rope.* and rope_freqs.weight: {0}")]
+    #[error("rope keys and rope_freqs.weight: {0}")]
     Rope(#[from] RopeError),
     /// Tokenizer metadata.
     #[error(transparent)]
@@ -128,8 +132,12 @@ pub enum LoadError {
         source: MatrixError,
     },
     /// A tensor the architecture does not use.
-    #[error("tensor {name} is not part of a plain Llama model (biases, experts and adapters are not supported)")]
+    #[error(
+        "tensor {name} is not part of a plain \"{family}\" model (other biases, experts, adapters, long-context factors)"
+    )]
     UnknownTensor {
+        /// The file's architecture.
+        family: &'static str,
         /// Its name.
         name: String,
     },
@@ -166,7 +174,7 @@ impl Model {
         let embd = gguf
             .tensor("token_embd.weight")
             .ok_or_else(|| LoadError::MissingTensor { name: "token_embd.weight".to_owned() })?;
-        let config = LlamaConfig::from_gguf(gguf, embd.dims.get(1).copied().unwrap_or(1))?;
+        let config = ModelConfig::from_gguf(gguf, embd.dims.get(1).copied().unwrap_or(1))?;
         let tokenizer = Tokenizer::from_gguf(gguf)?;
         if tokenizer.vocab_size() as usize != config.vocab {
             return Err(LoadError::VocabMismatch { tokenizer: tokenizer.vocab_size(), rows: config.vocab });
@@ -174,7 +182,7 @@ impl Model {
         let context = config.context.min(options.context_max.max(1));
         let mut loader = Loader::new(gguf, bytes, progress);
         let weights = loader.weights(&config, context)?;
-        loader.finish()?;
+        loader.finish(&config)?;
         Ok(Arc::new(Model {
             config,
             context,
@@ -186,7 +194,7 @@ impl Model {
     }
 
     /// Hyper-parameters.
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
@@ -254,7 +262,7 @@ impl<'a> Loader<'a> {
         Loader { gguf, bytes, taken: HashSet::new(), done: 0, total, progress }
     }
 
-    fn weights(&mut self, config: &LlamaConfig, context: usize) -> Result<Weights, LoadError> {
+    fn weights(&mut self, config: &ModelConfig, context: usize) -> Result<Weights, LoadError> {
         let (width, vocab) = (config.width, config.vocab);
         let token_embd = self.matrix("token_embd.weight", vocab, width)?;
         let output = match self.gguf.tensor("output.weight") {
@@ -269,18 +277,36 @@ impl<'a> Loader<'a> {
         Ok(Weights { token_embd, layers, output_norm, output, rope })
     }
 
-    fn layer(&mut self, config: &LlamaConfig, i: usize) -> Result<Layer, LoadError> {
+    fn layer(&mut self, config: &ModelConfig, i: usize) -> Result<Layer, LoadError> {
         let (width, ffn) = (config.width, config.feed_forward);
         let (q, kv) = (config.q_width(), config.kv_width());
         let name = |part: &str| format!("blk.{i}.{part}.weight");
+        let fused = config.family.is_fused();
+        let qkv: &[_] =
+            if fused { &[("attn_qkv", q + 2 * kv)] } else { &[("attn_q", q), ("attn_k", kv), ("attn_v", kv)] };
+        let gate_up: &[_] = if fused { &[("ffn_up", 2 * ffn)] } else { &[("ffn_gate", ffn), ("ffn_up", ffn)] };
+        let names = |parts: &[(&str, usize)]| parts.iter().map(|(part, n)| (name(part), *n)).collect::<Vec<_>>();
         Ok(Layer {
             attn_norm: self.vector(&name("attn_norm"), width)?,
-            qkv: self.stack(&[(name("attn_q"), q), (name("attn_k"), kv), (name("attn_v"), kv)], width)?,
+            qkv: self.stack(&names(qkv), width)?,
+            qkv_bias: config.family.has_qkv_bias().then(|| self.biases(i, qkv)).transpose()?,
+            qk_norm: config.family.has_qk_norm().then(|| self.qk_norm(i, config.head_dim)).transpose()?,
             attn_output: self.matrix(&name("attn_output"), width, q)?,
             ffn_norm: self.vector(&name("ffn_norm"), width)?,
-            gate_up: self.stack(&[(name("ffn_gate"), ffn), (name("ffn_up"), ffn)], width)?,
+            gate_up: self.stack(&names(gate_up), width)?,
             ffn_down: self.matrix(&name("ffn_down"), width, ffn)?,
         })
+    }
+
+    /// The biases of a stack's parts, one after the other.
+    fn biases(&mut self, layer: usize, parts: &[(&str, usize)]) -> Result<Vec<f32>, LoadError> {
+        let parts = parts.iter().map(|(part, n)| self.vector(&format!("blk.{layer}.{part}.bias"), *n));
+        Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    fn qk_norm(&mut self, layer: usize, head_dim: usize) -> Result<(Vec<f32>, Vec<f32>), LoadError> {
+        let mut norm = |part| self.vector(&format!("blk.{layer}.attn_{part}_norm.weight"), head_dim);
+        Ok((norm("q")?, norm("k")?))
     }
 
     /// One matrix `[rows, k]`.
@@ -336,9 +362,9 @@ impl<'a> Loader<'a> {
     }
 
     /// Fails if the file has a tensor nobody took.
-    fn finish(&self) -> Result<(), LoadError> {
+    fn finish(&self, config: &ModelConfig) -> Result<(), LoadError> {
         match self.gguf.tensors().iter().find(|tensor| !self.taken.contains(tensor.name.as_str())) {
-            Some(tensor) => Err(LoadError::UnknownTensor { name: tensor.name.clone() }),
+            Some(tensor) => Err(LoadError::UnknownTensor { family: config.family.name(), name: tensor.name.clone() }),
             None => Ok(()),
         }
     }

@@ -153,7 +153,7 @@ fn hash_all(bytes: &[u8], leaves: &Leaves<'_>, progress: &mut dyn FnMut(u64, u64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use assay_testkit::models::{Format, TinyLlama, tiny_llama};
+    use assay_testkit::models::{Family, Format, TinyLlama, tiny_llama};
 
     fn of(bytes: &[u8]) -> Manifest {
         manifest_of(&Gguf::parse(bytes).unwrap(), bytes, &mut |_, _| {}).unwrap()
@@ -176,7 +176,7 @@ mod tests {
         let manifest = of(&bytes);
         assert_eq!(manifest.weights_root, tree.root());
         assert_eq!(manifest.file_sha256, B256::from(<[u8; 32]>::from(Sha256::digest(&bytes))));
-        assert_eq!((manifest.file_len, manifest.name.as_str()), (bytes.len() as u64, "tiny-llama"));
+        assert_eq!((manifest.file_len, manifest.name.as_str()), (bytes.len() as u64, "tiny-model"));
     }
 
     #[test]
@@ -195,6 +195,22 @@ mod tests {
         assert_ne!(vocab.tokenizer_hash, base.tokenizer_hash);
         let ids = [&base, &weights, &context, &vocab].map(Manifest::model_id);
         assert!(ids.iter().enumerate().all(|(i, id)| !ids[..i].contains(id)));
+    }
+
+    #[test]
+    fn the_manifest_holds_for_every_family() {
+        let model = TinyLlama { layers: 1, ..TinyLlama::default() };
+        let manifests = Family::ALL.map(|family| of(&tiny_llama(TinyLlama { family, ..model })));
+        for (i, manifest) in manifests.iter().enumerate() {
+            assert_eq!(manifest.tokenizer_hash, manifests[0].tokenizer_hash);
+            assert!(manifests[..i].iter().all(|other| other.model_id() != manifest.model_id()));
+        }
+        let of_family = |family| &manifests[Family::ALL.iter().position(|f| *f == family).unwrap()].rope_hash;
+        let plain = of_family(Family::Llama { scaled: false });
+        // Rotations of the same width, one of them by way of the width of heads; scaled; wider.
+        assert_eq!((of_family(Family::Qwen2), of_family(Family::Phi3)), (plain, plain));
+        assert_ne!(of_family(Family::Llama { scaled: true }), plain);
+        assert_ne!(of_family(Family::Qwen3), plain);
     }
 
     #[test]

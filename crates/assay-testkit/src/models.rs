@@ -27,9 +27,50 @@ impl Format {
     }
 }
 
-/// Parameters of a Llama-architecture model.
+/// The graph a file asks for, by its architecture.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    /// "llama", with `rope_freqs.weight` as Llama 3.1 and later have it if `scaled`.
+    Llama {
+        /// Whether the frequencies of the rotation are scaled.
+        scaled: bool,
+    },
+    /// "qwen2": biases on q, k and v.
+    Qwen2,
+    /// "qwen3": normed heads, 16 wider than the residual stream's share.
+    Qwen3,
+    /// "phi3": q, k and v in one tensor, gate and up in another.
+    Phi3,
+}
+
+impl Family {
+    /// One of each.
+    pub const ALL: [Family; 5] =
+        [Family::Llama { scaled: false }, Family::Llama { scaled: true }, Family::Qwen2, Family::Qwen3, Family::Phi3];
+
+    /// `general.architecture`.
+    #[must_use]
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Family::Llama { .. } => "llama",
+            Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
+            Family::Phi3 => "phi3",
+        }
+    }
+
+    /// A name of its own: the architecture, or "llama-scaled".
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        if self == (Family::Llama { scaled: true }) { "llama-scaled" } else { self.architecture() }
+    }
+}
+
+/// Parameters of a model, by default of the Llama architecture.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TinyLlama {
+    /// What the file says it is.
+    pub family: Family,
     /// Transformer blocks.
     pub layers: u32,
     /// Width of the residual stream; a multiple of `heads`, and of 32 for Q8_0.
@@ -50,9 +91,17 @@ pub struct TinyLlama {
     pub context: u32,
 }
 
+impl TinyLlama {
+    /// Width of one head.
+    fn head_dim(&self) -> u32 {
+        self.d_model / self.heads + if self.family == Family::Qwen3 { 16 } else { 0 }
+    }
+}
+
 impl Default for TinyLlama {
     fn default() -> Self {
         Self {
+            family: Family::Llama { scaled: false },
             layers: 2,
             d_model: 64,
             heads: 4,
@@ -122,42 +171,80 @@ pub fn write_llama<W: Write>(model: TinyLlama, out: &mut W) -> Result<(), WriteE
 }
 
 fn put_metadata(writer: &mut GgufWriter, model: &TinyLlama) {
+    let architecture = model.family.architecture();
+    let key = |name: &str| format!("{architecture}.{name}");
     writer
-        .set("general.architecture", "llama")
-        .set("general.name", "tiny-llama")
+        .set("general.architecture", architecture)
+        // llama.cpp changes the vocabulary of models whose name says Phi-3.
+        .set("general.name", "tiny-model")
         .set("general.license", "Apache-2.0")
         .set("general.alignment", 32_u32)
-        .set("llama.block_count", model.layers)
-        .set("llama.context_length", model.context)
-        .set("llama.embedding_length", model.d_model)
-        .set("llama.feed_forward_length", model.ffn)
-        .set("llama.vocab_size", model.vocab)
-        .set("llama.attention.head_count", model.heads)
-        .set("llama.attention.head_count_kv", model.kv_heads)
-        .set("llama.attention.layer_norm_rms_epsilon", 1e-5_f32)
-        .set("llama.rope.dimension_count", model.d_model / model.heads)
-        .set("llama.rope.freq_base", 10_000.0_f32);
+        .set(&key("block_count"), model.layers)
+        .set(&key("context_length"), model.context)
+        .set(&key("embedding_length"), model.d_model)
+        .set(&key("feed_forward_length"), model.ffn)
+        .set(&key("vocab_size"), model.vocab)
+        .set(&key("attention.head_count"), model.heads)
+        .set(&key("attention.head_count_kv"), model.kv_heads)
+        .set(&key("attention.layer_norm_rms_epsilon"), 1e-5_f32)
+        .set(&key("rope.freq_base"), 10_000.0_f32);
+    match model.family {
+        // Files of these state the width of heads, not that of the rotation.
+        Family::Qwen2 => {}
+        Family::Qwen3 => {
+            writer.set(&key("attention.key_length"), model.head_dim());
+            writer.set(&key("attention.value_length"), model.head_dim());
+        }
+        Family::Llama { .. } | Family::Phi3 => {
+            writer.set(&key("rope.dimension_count"), model.head_dim());
+        }
+    }
 }
 
 fn put_tensors(writer: &mut GgufWriter, model: &TinyLlama) -> Result<(), WriteError> {
-    let (d, ffn, vocab) = (u64::from(model.d_model), u64::from(model.ffn), u64::from(model.vocab));
-    let kv = d / u64::from(model.heads) * u64::from(model.kv_heads);
+    let (d, vocab) = (u64::from(model.d_model), u64::from(model.vocab));
     let ty = model.format.ggml();
     writer.tensor("token_embd.weight", &[d, vocab], ty)?;
+    if model.family == (Family::Llama { scaled: true }) {
+        writer.tensor("rope_freqs.weight", &[u64::from(model.head_dim() / 2)], GgmlType::F32)?;
+    }
     for layer in 0..model.layers {
-        let name = |part: &str| format!("blk.{layer}.{part}.weight");
-        writer.tensor(&name("attn_norm"), &[d], GgmlType::F32)?;
-        writer.tensor(&name("attn_q"), &[d, d], ty)?;
-        writer.tensor(&name("attn_k"), &[d, kv], ty)?;
-        writer.tensor(&name("attn_v"), &[d, kv], ty)?;
-        writer.tensor(&name("attn_output"), &[d, d], ty)?;
-        writer.tensor(&name("ffn_norm"), &[d], GgmlType::F32)?;
-        writer.tensor(&name("ffn_gate"), &[d, ffn], ty)?;
-        writer.tensor(&name("ffn_up"), &[d, ffn], ty)?;
-        writer.tensor(&name("ffn_down"), &[ffn, d], ty)?;
+        put_layer(writer, model, layer)?;
     }
     writer.tensor("output_norm.weight", &[d], GgmlType::F32)?;
     writer.tensor("output.weight", &[d, vocab], ty)?;
+    Ok(())
+}
+
+fn put_layer(writer: &mut GgufWriter, model: &TinyLlama, layer: u32) -> Result<(), WriteError> {
+    let (d, ffn, head_dim) = (u64::from(model.d_model), u64::from(model.ffn), u64::from(model.head_dim()));
+    let (q, kv) = (head_dim * u64::from(model.heads), head_dim * u64::from(model.kv_heads));
+    let ty = model.format.ggml();
+    let name = |part: &str| format!("blk.{layer}.{part}.weight");
+    writer.tensor(&name("attn_norm"), &[d], GgmlType::F32)?;
+    if model.family == Family::Phi3 {
+        writer.tensor(&name("attn_qkv"), &[d, q + 2 * kv], ty)?;
+    } else {
+        for (part, rows) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
+            writer.tensor(&name(part), &[d, rows], ty)?;
+            if model.family == Family::Qwen2 {
+                writer.tensor(&format!("blk.{layer}.{part}.bias"), &[rows], GgmlType::F32)?;
+            }
+        }
+    }
+    if model.family == Family::Qwen3 {
+        writer.tensor(&name("attn_q_norm"), &[head_dim], GgmlType::F32)?;
+        writer.tensor(&name("attn_k_norm"), &[head_dim], GgmlType::F32)?;
+    }
+    writer.tensor(&name("attn_output"), &[q, d], ty)?;
+    writer.tensor(&name("ffn_norm"), &[d], GgmlType::F32)?;
+    if model.family == Family::Phi3 {
+        writer.tensor(&name("ffn_up"), &[d, 2 * ffn], ty)?;
+    } else {
+        writer.tensor(&name("ffn_gate"), &[d, ffn], ty)?;
+        writer.tensor(&name("ffn_up"), &[d, ffn], ty)?;
+    }
+    writer.tensor(&name("ffn_down"), &[ffn, d], ty)?;
     Ok(())
 }
 
@@ -208,16 +295,25 @@ fn merges() -> impl Iterator<Item = (String, String)> {
     letters.chain(spaced).chain(fours)
 }
 
-/// Row `row` of `tensor`: norms near 1; embeddings uniform; matrices uniform with variance `1/k`, so that activations
+/// Row `row` of `tensor`: norms near 1; biases small; frequency factors 1 to 8, rising; embeddings uniform; matrices uniform with variance `1/k`, so that activations
 /// keep their size.
 fn fill_row(seed: u64, tensor: &TensorSpec, row: u64, values: &mut [f32]) {
     let mut state = tensor.name.bytes().fold(mix(seed), |h, b| mix(h ^ u64::from(b))) ^ mix(row);
     let scale = if tensor.name.starts_with("token_embd") { 1.0 } else { (3.0 / values.len() as f32).sqrt() };
-    for value in values {
+    let len = values.len() as f32;
+    for (i, value) in values.iter_mut().enumerate() {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         // 24 bits: exact in f32, -1 to 1.
         let uniform = (mix(state) >> 40) as f32 / (1_u32 << 23) as f32 - 1.0;
-        *value = if tensor.dims.len() == 1 { 1.0 + 0.1 * uniform } else { scale * uniform };
+        *value = if tensor.name == "rope_freqs.weight" {
+            1.0 + 7.0 * i as f32 / len
+        } else if tensor.name.ends_with(".bias") {
+            0.5 * uniform
+        } else if tensor.dims.len() == 1 {
+            1.0 + 0.1 * uniform
+        } else {
+            scale * uniform
+        };
     }
 }
 

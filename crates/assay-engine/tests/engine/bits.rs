@@ -7,7 +7,7 @@ use assay_engine::{EngineOptions, KvPool, KvSeq, Model, Runner, Slice};
 use assay_num::{Isa, Kernels};
 use assay_types::Job;
 
-use crate::support::{ALL, F16, MIXED, Q8, Random, engine, job, letter, options, run_alone, submit};
+use crate::support::{ALL, F16, FAMILIES, MIXED, Q8, Random, engine, job, letter, options, run_alone, submit};
 
 fn tokens(n: usize, seed: u64) -> Vec<u32> {
     let mut random = Random(seed);
@@ -86,7 +86,7 @@ fn cutting_the_prompt_does_not_change_the_bits() {
 
 #[test]
 fn neighbours_in_a_step_do_not_change_the_bits() {
-    for tiny in [Q8, MIXED] {
+    for tiny in [Q8, MIXED].into_iter().chain(FAMILIES) {
         let model = tiny.model();
         let mut runner = Runner::new(2);
         let prompts: Vec<Vec<u32>> = (0..16).map(|i| tokens(20 + 37 * i, 70 + i as u64)).collect();
@@ -171,10 +171,15 @@ fn every_isa_gives_the_same_output() {
 
 #[test]
 fn resuming_after_any_prefix_gives_the_rest_of_the_same_output() {
-    let model: Arc<Model> = Q8.model();
+    for tiny in [Q8].into_iter().chain(FAMILIES) {
+        resume(&tiny.model());
+    }
+}
+
+fn resume(model: &Arc<Model>) {
     let job = job(250, 24, 12);
-    let whole = run_alone(&model, &job);
-    let engine = engine(&model, options());
+    let whole = run_alone(model, &job);
+    let engine = engine(model, options());
     for cut in 0..whole.tokens.len() {
         let (before, after) = whole.tokens.split_at(cut);
         let rest = submit(&engine, &job.resumed_after(before), 4096).expect("accepted").outcome();

@@ -2,7 +2,7 @@
 
 use assay_gguf::{GgmlType, Value, write::GgufWriter};
 
-use crate::support::{F16, Q8, Tiny, load};
+use crate::support::{F16, FAMILIES, Q8, Tiny, load};
 
 /// Loads `tiny` with one change to its metadata; the error, or "ok".
 fn with_key(tiny: Tiny, key: &str, value: impl Into<Value>) -> String {
@@ -24,7 +24,7 @@ fn contradicting_metadata_is_named() {
     let check = |key: &str, value: Value, expect: &[&str]| check(with_key(Q8, key, value), expect);
     let heads = "llama.attention.head_count";
     let kv_heads = "llama.attention.head_count_kv";
-    check("general.architecture", Value::Str("mamba".into()), &["general.architecture", "mamba", "llama"]);
+    check("general.architecture", Value::Str("mamba".into()), &["general.architecture", "mamba", "llama", "qwen3"]);
     check("general.architecture", Value::U32(3), &["general.architecture"]);
     check("llama.block_count", Value::U32(0), &["llama.block_count", "0", "1 to 512"]);
     check("llama.block_count", Value::U32(3), &["blk.2.", "missing"]);
@@ -44,8 +44,8 @@ fn contradicting_metadata_is_named() {
     check("llama.attention.value_length", Value::U32(8), &["llama.attention.value_length", "8"]);
     check("llama.rope.dimension_count", Value::U32(18), &["llama.rope.dimension_count", "16"]);
     check("llama.rope.dimension_count", Value::U32(7), &["llama.rope.dimension_count", "even"]);
-    check("llama.rope.freq_base", Value::F32(f32::NAN), &["llama.rope", "NaN"]);
-    check("llama.rope.freq_base", Value::F32(0.0), &["llama.rope", "base 0"]);
+    check("llama.rope.freq_base", Value::F32(f32::NAN), &["rope", "NaN"]);
+    check("llama.rope.freq_base", Value::F32(0.0), &["rope", "base 0"]);
     check("llama.attention.layer_norm_rms_epsilon", Value::F32(-1.0), &["rms_epsilon", "-1"]);
     check("llama.attention.layer_norm_rms_epsilon", Value::F32(f32::INFINITY), &["rms_epsilon", "inf"]);
     check("llama.context_length", Value::U32(0), &["llama.context_length", "0"]);
@@ -53,9 +53,42 @@ fn contradicting_metadata_is_named() {
     check("llama.expert_count", Value::U32(8), &["llama.expert_count", "8"]);
     check("llama.rope.scaling.type", Value::Str("yarn".into()), &["llama.rope.scaling.type", "yarn"]);
     check("llama.rope.scaling.type", Value::Str("linear".into()), &["llama.rope.scaling.factor", "missing"]);
-    check("llama.attention.sliding_window", Value::U32(128), &["llama.attention.sliding_window", "128"]);
+    check("llama.attention.sliding_window", Value::Str("128".into()), &["llama.attention.sliding_window"]);
+    check("llama.attn_logit_softcapping", Value::F32(50.0), &["llama.attn_logit_softcapping", "50"]);
+    check("llama.rope.scaling.attn_factor", Value::F32(1.19), &["llama.rope.scaling.attn_factor", "1.19"]);
+    check("llama.rope.scaling.attn_factor", Value::F32(1.0), &["ok"]);
     check("llama.rope.scaling.type", Value::Str("none".into()), &["ok"]);
     check("llama.expert_count", Value::U32(0), &["ok"]);
+}
+
+#[test]
+fn the_keys_of_a_family_begin_with_its_name() {
+    for tiny in FAMILIES {
+        let name = tiny.family.name();
+        for key in ["block_count", "embedding_length", "feed_forward_length", "attention.head_count", "context_length"]
+        {
+            let key = format!("{name}.{key}");
+            check(with_key(tiny, &key, 0_u32), &[&key, "0"]);
+        }
+        let key = format!("{name}.rope.scaling.type");
+        check(with_key(tiny, &key, "yarn"), &[&key, "yarn"]);
+        // Another architecture's key says nothing.
+        check(with_key(tiny, "llama.block_count", 7_u32), &["ok"]);
+        let mut writer = tiny.writer();
+        writer.tensor("rope_factors_long.weight", &[8], GgmlType::F32).expect("a valid shape");
+        check(outcome(&tiny.bytes_of(&writer)), &["rope_factors_long.weight", "not part", name]);
+    }
+}
+
+/// As far as the window reaches, a model with one and without it are the same.
+#[test]
+fn the_context_ends_where_a_sliding_window_would_begin_to_hide() {
+    let context = |window: u32| {
+        let mut writer = Q8.writer();
+        writer.set("llama.attention.sliding_window", window);
+        load(&Q8.bytes_of(&writer)).expect("it loads").context()
+    };
+    assert_eq!([0, 100, 1024, 1 << 20].map(context), [1024, 100, 1024, 1024]);
 }
 
 #[test]
@@ -92,20 +125,8 @@ fn with_tensors(tiny: Tiny, change: impl Fn(&str, Vec<u64>, GgmlType) -> Option<
 
 #[test]
 fn missing_misshapen_and_unknown_tensors_are_named() {
-    for name in Q8.writer().tensors().iter().map(|tensor| tensor.name.clone()) {
-        let missing = with_tensors(Q8, |n, dims, ty| (n != name).then_some((dims, ty)));
-        check(missing, &[&name, "missing"]);
-        let misshapen = with_tensors(Q8, |n, mut dims, ty| {
-            if n == name {
-                // Keeps whole blocks of 32 in the first dimension.
-                let last = dims.len() - 1;
-                dims[last] += 32;
-            }
-            Some((dims, ty))
-        });
-        check(misshapen, &[&name]);
-        let mistyped = with_tensors(Q8, |n, dims, ty| Some((dims, if n == name { GgmlType(30) } else { ty })));
-        check(mistyped, &[&name]);
+    for tiny in [Q8].into_iter().chain(FAMILIES) {
+        check_tensors(tiny);
     }
     let mut writer = Q8.writer();
     writer.tensor("blk.0.attn_q.bias", &[64], GgmlType::F32).expect("a valid shape");
@@ -116,6 +137,27 @@ fn missing_misshapen_and_unknown_tensors_are_named() {
         Some((dims, ty))
     });
     check(padded, &["ok"]);
+}
+
+fn check_tensors(tiny: Tiny) {
+    // A model without its own output matrix is a tied one.
+    let writer = tiny.writer();
+    let names = writer.tensors().iter().map(|tensor| tensor.name.clone()).filter(|name| name != "output.weight");
+    for name in names {
+        let missing = with_tensors(tiny, |n, dims, ty| (n != name).then_some((dims, ty)));
+        check(missing, &[&name, "missing"]);
+        let misshapen = with_tensors(tiny, |n, mut dims, ty| {
+            if n == name {
+                // Keeps whole blocks of 32 in the first dimension.
+                let last = dims.len() - 1;
+                dims[last] += 32;
+            }
+            Some((dims, ty))
+        });
+        check(misshapen, &[&name]);
+        let mistyped = with_tensors(tiny, |n, dims, ty| Some((dims, if n == name { GgmlType(30) } else { ty })));
+        check(mistyped, &[&name]);
+    }
 }
 
 #[test]

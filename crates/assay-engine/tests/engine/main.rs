@@ -1,6 +1,7 @@
 //! The engine from outside, on tiny random models: bits, serving, replay, hostile files.
 
 mod bits;
+mod families;
 mod hostile;
 mod reference;
 mod replaying;

@@ -1,11 +1,11 @@
 //! The model graph written down a second time, one token at a time on scalar definitions, straight from the file's
 //! tensors. It shares no code with the engine's graph: a wrong head, position, order or tensor shows here.
 
-use assay_engine::{KvPool, Model, Runner, Slice};
+use assay_engine::{Family, KvPool, Model, Runner, Slice};
 use assay_gguf::{GgmlType, Gguf};
 use assay_num::{KV_CHUNK, KvChunk, RopeStyle, RopeTable, f16, scalar};
 
-use crate::support::{F32, Random, Tiny, letter};
+use crate::support::{F32, FAMILIES, Random, Tiny, letter};
 
 struct Reference {
     tiny: Tiny,
@@ -48,14 +48,11 @@ impl Reference {
         for layer in 0..self.tiny.n_layers {
             let name = |part: &str| format!("blk.{layer}.{part}.weight");
             let n = self.norm(&name("attn_norm"), &x);
-            let q = self.product(&name("attn_q"), &n);
-            let k = self.product(&name("attn_k"), &n);
-            let v = self.product(&name("attn_v"), &n);
+            let [q, k, v] = self.qkv(layer, &n);
             let a = self.attention(layer as usize, q, k, v);
             add(&mut x, &self.product(&name("attn_output"), &a));
             let n = self.norm(&name("ffn_norm"), &x);
-            let gate = self.product(&name("ffn_gate"), &n);
-            let up = self.product(&name("ffn_up"), &n);
+            let [gate, up] = self.gate_up(layer, &n);
             let inner: Vec<f32> = gate.iter().zip(&up).map(|(gate, up)| scalar::silu(*gate) * up).collect();
             add(&mut x, &self.product(&name("ffn_down"), &inner));
         }
@@ -64,11 +61,46 @@ impl Reference {
         self.product(output, &self.norm("output_norm.weight", &x))
     }
 
+    fn qkv(&self, layer: u32, n: &[f32]) -> [Vec<f32>; 3] {
+        let Tiny { family, head_dim, n_heads, n_kv_heads, .. } = self.tiny;
+        let (q, kv) = ((n_heads * head_dim) as usize, (n_kv_heads * head_dim) as usize);
+        let part = |part: &str| format!("blk.{layer}.attn_{part}");
+        match family {
+            Family::Llama => ["q", "k", "v"].map(|name| self.product(&part(&format!("{name}.weight")), n)),
+            Family::Qwen2 => ["q", "k", "v"].map(|name| {
+                let product = self.product(&part(&format!("{name}.weight")), n);
+                let bias = self.tensor(&part(&format!("{name}.bias")));
+                product.iter().zip(bias).map(|(x, b)| x + b).collect()
+            }),
+            Family::Qwen3 => ["q", "k", "v"].map(|name| {
+                let product = self.product(&part(&format!("{name}.weight")), n);
+                let heads = product.chunks(head_dim as usize);
+                let norm = |head| self.norm(&part(&format!("{name}_norm.weight")), head);
+                if name == "v" { product } else { heads.flat_map(norm).collect() }
+            }),
+            Family::Phi3 => {
+                let all = self.product(&part("qkv.weight"), n);
+                [&all[..q], &all[q..q + kv], &all[q + kv..]].map(<[f32]>::to_vec)
+            }
+        }
+    }
+
+    fn gate_up(&self, layer: u32, n: &[f32]) -> [Vec<f32>; 2] {
+        if self.tiny.family == Family::Phi3 {
+            let all = self.product(&format!("blk.{layer}.ffn_up.weight"), n);
+            let (gate, up) = all.split_at(self.tiny.feed_forward as usize);
+            return [gate.to_vec(), up.to_vec()];
+        }
+        ["gate", "up"].map(|name| self.product(&format!("blk.{layer}.ffn_{name}.weight"), n))
+    }
+
     fn attention(&mut self, layer: usize, mut q: Vec<f32>, mut k: Vec<f32>, v: Vec<f32>) -> Vec<f32> {
         let head_dim = self.tiny.head_dim as usize;
         let (n_heads, n_kv_heads) = (self.tiny.n_heads as usize, self.tiny.n_kv_heads as usize);
         for head in q.chunks_mut(head_dim).chain(k.chunks_mut(head_dim)) {
-            scalar::rope(head, self.position, &self.rope, RopeStyle::Interleaved);
+            let is_llama = self.tiny.family == Family::Llama;
+            let style = if is_llama { RopeStyle::Interleaved } else { RopeStyle::Halves };
+            scalar::rope(head, self.position, &self.rope, style);
         }
         let mut out = vec![0.0; q.len()];
         for kv_head in 0..n_kv_heads {
@@ -126,7 +158,7 @@ fn engine_logits(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
 fn the_graph_is_the_one_written_here() {
     // F16 products are defined as those of the widened weights, so one reference serves both.
     let f16 = Tiny { ty: GgmlType::F16, odd_ty: GgmlType::F32, ..crate::support::F16 };
-    for tiny in [F32, Tiny { tied: false, n_kv_heads: 2, n_layers: 3, ..F32 }, f16] {
+    for tiny in [F32, Tiny { tied: false, n_kv_heads: 2, n_layers: 3, ..F32 }, f16].into_iter().chain(FAMILIES) {
         let mut random = Random(9);
         let tokens: Vec<u32> = (0..KV_CHUNK + 20).map(|_| letter(random.below(26) as u32)).collect();
         let got = engine_logits(&tiny.model(), &tokens);

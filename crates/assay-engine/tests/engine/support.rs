@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 
 use assay_engine::{
-    Engine, EngineEvent, EngineOptions, JobFailure, JobHandle, LoadError, Model, SinkState, SubmitError, TokenSink,
+    Engine, EngineEvent, EngineOptions, Family, JobFailure, JobHandle, LoadError, Model, SinkState, SubmitError,
+    TokenSink,
 };
 use assay_gguf::{Array, GgmlType, Gguf, StrArray, Value, quant, write::GgufWriter};
 use assay_types::{B256, Finish, Job, MICRO, ModelId, Sampling};
@@ -14,6 +15,7 @@ use assay_types::{B256, Finish, Job, MICRO, ModelId, Sampling};
 /// Shape of a tiny model.
 #[derive(Clone, Copy, Debug)]
 pub struct Tiny {
+    pub family: Family,
     pub width: u32,
     pub feed_forward: u32,
     pub n_layers: u32,
@@ -32,6 +34,7 @@ pub struct Tiny {
 
 /// Grouped heads, tied embeddings, Q8_0.
 pub const Q8: Tiny = Tiny {
+    family: Family::Llama,
     width: 64,
     feed_forward: 96,
     n_layers: 2,
@@ -67,7 +70,20 @@ pub const F32: Tiny = Tiny { n_kv_heads: 1, ty: GgmlType::F32, odd_ty: GgmlType:
 /// Stacks whose parts have different formats.
 pub const MIXED: Tiny = Tiny { odd_ty: GgmlType::F16, seed: 4, ..Q8 };
 
-pub const ALL: [Tiny; 4] = [Q8, F16, F32, MIXED];
+/// Biases; halves of a head are rotated against each other.
+pub const QWEN2: Tiny = Tiny { family: Family::Qwen2, seed: 5, ..F32 };
+
+/// Normed heads that are together wider than the residual stream.
+pub const QWEN3: Tiny = Tiny { family: Family::Qwen3, head_dim: 32, rope_dims: 32, seed: 6, ..F32 };
+
+/// q, k and v in one tensor, gate and up in another; partial rotation.
+pub const PHI3: Tiny = Tiny { family: Family::Phi3, rope_dims: 12, tied: false, seed: 7, ..F32 };
+
+/// One of each family but Llama, F32.
+pub const FAMILIES: [Tiny; 3] = [QWEN2, QWEN3, PHI3];
+
+pub const ALL: [Tiny; 7] =
+    [Q8, F16, F32, MIXED, Tiny { ty: GgmlType::Q8_0, odd_ty: GgmlType::F16, ..QWEN2 }, QWEN3, PHI3];
 
 /// Letters `a` to `z` follow `<unk>`, `<s>`, `</s>` and the 256 bytes.
 pub const VOCAB: u32 = 3 + 256 + 26;
@@ -80,26 +96,27 @@ pub fn letter(i: u32) -> u32 {
 impl Tiny {
     pub fn writer(&self) -> GgufWriter {
         let mut writer = GgufWriter::new();
+        let family = self.family.name();
         let metadata: [(&str, Value); 16] = [
-            ("general.architecture", Value::Str("llama".into())),
+            ("general.architecture", Value::Str(family.into())),
             ("general.name", Value::Str("tiny".into())),
-            ("llama.block_count", Value::U32(self.n_layers)),
-            ("llama.embedding_length", Value::U32(self.width)),
-            ("llama.feed_forward_length", Value::U32(self.feed_forward)),
-            ("llama.attention.head_count", Value::U32(self.n_heads)),
-            ("llama.attention.head_count_kv", Value::U32(self.n_kv_heads)),
-            ("llama.attention.key_length", Value::U32(self.head_dim)),
-            ("llama.attention.value_length", Value::U32(self.head_dim)),
-            ("llama.rope.dimension_count", Value::U32(self.rope_dims)),
-            ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
-            ("llama.context_length", Value::U32(self.context)),
+            ("*.block_count", Value::U32(self.n_layers)),
+            ("*.embedding_length", Value::U32(self.width)),
+            ("*.feed_forward_length", Value::U32(self.feed_forward)),
+            ("*.attention.head_count", Value::U32(self.n_heads)),
+            ("*.attention.head_count_kv", Value::U32(self.n_kv_heads)),
+            ("*.attention.key_length", Value::U32(self.head_dim)),
+            ("*.attention.value_length", Value::U32(self.head_dim)),
+            ("*.rope.dimension_count", Value::U32(self.rope_dims)),
+            ("*.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
+            ("*.context_length", Value::U32(self.context)),
             ("tokenizer.ggml.model", Value::Str("llama".into())),
             ("tokenizer.ggml.bos_token_id", Value::U32(1)),
             ("tokenizer.ggml.eos_token_id", Value::U32(EOS)),
             ("tokenizer.ggml.unknown_token_id", Value::U32(0)),
         ];
         for (key, value) in metadata {
-            writer.set(key, value);
+            writer.set(&key.replace('*', family), value);
         }
         let mut texts = vec!["<unk>".to_owned(), "<s>".into(), "</s>".into()];
         texts.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
@@ -121,9 +138,7 @@ impl Tiny {
     }
 
     fn add_tensors(&self, writer: &mut GgufWriter) {
-        let (width, ffn) = (u64::from(self.width), u64::from(self.feed_forward));
-        let q = u64::from(self.n_heads * self.head_dim);
-        let kv = u64::from(self.n_kv_heads * self.head_dim);
+        let width = u64::from(self.width);
         let mut add = |name: String, dims: &[u64], ty| {
             writer.tensor(&name, dims, ty).expect("a valid shape");
         };
@@ -136,20 +151,43 @@ impl Tiny {
             add("rope_freqs.weight".into(), &[u64::from(self.rope_dims / 2)], GgmlType::F32);
         }
         for i in 0..self.n_layers {
-            for (name, dims, ty) in [
-                ("attn_norm", vec![width], GgmlType::F32),
-                ("attn_q", vec![width, q], self.ty),
-                ("attn_k", vec![width, kv], self.ty),
-                ("attn_v", vec![width, kv], self.odd_ty),
-                ("attn_output", vec![q, width], self.ty),
-                ("ffn_norm", vec![width], GgmlType::F32),
-                ("ffn_gate", vec![width, ffn], self.ty),
-                ("ffn_up", vec![width, ffn], self.odd_ty),
-                ("ffn_down", vec![ffn, width], self.ty),
-            ] {
-                add(format!("blk.{i}.{name}.weight"), &dims, ty);
+            for (name, dims, ty) in self.layer() {
+                add(format!("blk.{i}.{name}"), &dims, ty);
             }
         }
+    }
+
+    /// Names, sizes and formats of a layer's tensors.
+    fn layer(&self) -> Vec<(&'static str, Vec<u64>, GgmlType)> {
+        let (width, ffn) = (u64::from(self.width), u64::from(self.feed_forward));
+        let head_dim = u64::from(self.head_dim);
+        let (q, kv) = (head_dim * u64::from(self.n_heads), head_dim * u64::from(self.n_kv_heads));
+        let mut all = vec![
+            ("attn_norm.weight", vec![width], GgmlType::F32),
+            ("attn_output.weight", vec![q, width], self.ty),
+            ("ffn_norm.weight", vec![width], GgmlType::F32),
+            ("ffn_down.weight", vec![ffn, width], self.ty),
+        ];
+        if self.family == Family::Phi3 {
+            all.push(("attn_qkv.weight", vec![width, q + 2 * kv], self.ty));
+            all.push(("ffn_up.weight", vec![width, 2 * ffn], self.ty));
+        } else {
+            all.push(("attn_q.weight", vec![width, q], self.ty));
+            all.push(("attn_k.weight", vec![width, kv], self.ty));
+            all.push(("attn_v.weight", vec![width, kv], self.odd_ty));
+            all.push(("ffn_gate.weight", vec![width, ffn], self.ty));
+            all.push(("ffn_up.weight", vec![width, ffn], self.odd_ty));
+        }
+        if self.family == Family::Qwen2 {
+            all.push(("attn_q.bias", vec![q], GgmlType::F32));
+            all.push(("attn_k.bias", vec![kv], GgmlType::F32));
+            all.push(("attn_v.bias", vec![kv], GgmlType::F32));
+        }
+        if self.family == Family::Qwen3 {
+            all.push(("attn_q_norm.weight", vec![head_dim], GgmlType::F32));
+            all.push(("attn_k_norm.weight", vec![head_dim], GgmlType::F32));
+        }
+        all
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -166,7 +204,7 @@ impl Tiny {
             let matrix = tensor.dims.len() > 1;
             // Large enough that heads and layers matter: a wrong rotation or mask must change tokens.
             let size = if matrix { 4.0 / (tensor.dims[0] as f32).sqrt() } else { 0.5 };
-            let middle = if matrix { 0.0 } else { 1.0 };
+            let middle = if matrix || tensor.name.ends_with(".bias") { 0.0 } else { 1.0 };
             let values: Vec<f32> = (0..tensor.count()).map(|_| middle + size * random.centered()).collect();
             sink.write_values(tensor.ty, &values)
         });
