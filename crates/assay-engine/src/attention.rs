@@ -117,11 +117,9 @@ pub(crate) fn attend(
 
 impl Inputs<'_> {
     fn run(&self, chunks: &Chunks<'_>, scratch: &mut TaskScratch, task: &mut Task<'_>) {
-        let Inputs { kernels, config, rows, qkv, .. } = *self;
+        let Inputs { kernels, config, layer, rows, qkv } = *self;
         let width = config.q_width() + 2 * config.kv_width();
         let group_width = config.q_width() / config.n_kv_heads;
-        // 1/sqrt is two IEEE operations, the same everywhere.
-        let scale = 1.0 / (config.head_dim as f32).sqrt();
         let TaskScratch { attend, q, n_keys } = scratch;
         q.clear();
         n_keys.clear();
@@ -130,7 +128,7 @@ impl Inputs<'_> {
             n_keys.resize(n_keys.len() + group_width / config.head_dim, rows[row].position + 1);
         }
         let chunks = chunks.of(task.slice, task.kv_head, rows[task.rows.end - 1].position + 1);
-        kernels.attend_many(q, n_keys, chunks, scale, attend, task.out);
+        kernels.attend_many(q, n_keys, chunks, config.scoring(layer), attend, task.out);
         for (row, out) in rows[task.rows.clone()].iter().zip(task.out.chunks_exact(group_width)) {
             row.check(out);
         }

@@ -4,7 +4,7 @@
 
 use assay_num::{Acts, Kernels, Matrix, Team};
 
-use crate::config::limits;
+use crate::config::{ModelConfig, limits};
 use crate::forward::Row;
 use crate::model::Stack;
 
@@ -53,6 +53,22 @@ impl Compute {
     pub fn add(&self, x: &mut [f32], y: &[f32], width: usize) {
         let kernels = self.kernels;
         self.chunks(x.len(), x, width, |row, x| kernels.add_assign(x, &y[row * width..][..width]));
+    }
+
+    /// `x += y`, or `x += rms_norm(y)` if there are weights for it; `normed` is a buffer.
+    pub fn add_normed(
+        &self,
+        x: &mut [f32],
+        y: &[f32],
+        norm: Option<&[f32]>,
+        config: &ModelConfig,
+        rows: &[Row],
+        normed: &mut Vec<f32>,
+    ) {
+        let Some(norm) = norm else { return self.add(x, y, config.width) };
+        normed.resize(y.len(), 0.0);
+        self.norm(y, norm, config.rms_eps, rows, normed);
+        self.add(x, normed, config.width);
     }
 
     /// `out[n, rows] = x[n, k] * matrix^T`

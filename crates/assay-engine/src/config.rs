@@ -2,10 +2,11 @@
 //!
 //! Owns the meaning of the keys that begin with the architecture's name (`llama.*`, `qwen2.*`, ..). Does not look at
 //! tensor data; tensor shapes are checked against this config where the tensors are taken (`model.rs`), the rotation
-//! table comes from `assay_gguf::rope_table`. Key names and defaults: the GGUF specification and llama.cpp's
+//! table comes from `assay_gguf::rope_tables`. Key names and defaults: the GGUF specification and llama.cpp's
 //! `llama-hparams`. A key that would change the arithmetic and is not implemented is an error, never ignored.
 
 use assay_gguf::{Gguf, GgufError};
+use assay_num::Scoring;
 
 use crate::family::Family;
 
@@ -26,6 +27,9 @@ pub mod limits {
     /// Positions.
     pub const CONTEXT: u32 = 1 << 20;
 }
+
+const ATTENTION_SOFTCAP: &str = "attn_logit_softcapping";
+const LOGIT_SOFTCAP: &str = "final_logit_softcapping";
 
 /// Hyper-parameters of one model. All counts are at least 1 and within [`limits`].
 #[derive(Clone, Debug, PartialEq)]
@@ -48,11 +52,28 @@ pub struct ModelConfig {
     pub rope_dims: usize,
     /// RMSNorm epsilon, finite, positive.
     pub rms_eps: f32,
-    /// Positions the model was made for (`*.context_length`). Where layers see a sliding window of positions
-    /// (`*.attention.sliding_window`), at most that many: as long as the window covers everything, it changes nothing.
+    /// Positions the model was made for (`*.context_length`). If a file of a family other than Gemma states a sliding
+    /// window (`*.attention.sliding_window`), at most that many: as long as it covers everything, it changes nothing.
     pub context: usize,
+    /// Layers that see only the last positions; Gemma 2 and 3.
+    pub window: Option<Window>,
+    /// Factor of attention scores.
+    pub attention_scale: f32,
+    /// Soft cap of attention scores (`*.attn_logit_softcapping`), finite, positive; Gemma 2.
+    pub attention_softcap: Option<f32>,
+    /// Soft cap of logits (`*.final_logit_softcapping`), finite, positive; Gemma 2 and 3.
+    pub logit_softcap: Option<f32>,
     /// Vocabulary entries, from `*.vocab_size` if stated; always equal to the rows of `token_embd.weight`.
     pub vocab: usize,
+}
+
+/// Which layers see only the last positions, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Positions they see, their own included (`*.attention.sliding_window`).
+    pub length: usize,
+    /// The last of each so many layers sees all positions (`*.attention.sliding_window_pattern`).
+    pub pattern: usize,
 }
 
 /// Why a file's metadata does not describe a model this engine runs.
@@ -119,6 +140,17 @@ impl ModelConfig {
         self.n_kv_heads * self.head_dim
     }
 
+    /// Whether layer `layer` sees only the positions of the window.
+    pub fn is_local(&self, layer: usize) -> bool {
+        self.window.is_some_and(|window| layer % window.pattern < window.pattern - 1)
+    }
+
+    /// How the queries of layer `layer` see keys.
+    pub(crate) fn scoring(&self, layer: usize) -> Scoring {
+        let window = self.window.filter(|_| self.is_local(layer)).map(|window| window.length);
+        Scoring { scale: self.attention_scale, softcap: self.attention_softcap, window }
+    }
+
     /// Reads and checks the config. `vocab` is the row count of `token_embd.weight`.
     pub fn from_gguf(gguf: &Gguf, vocab: u64) -> Result<ModelConfig, ConfigError> {
         const ARCHITECTURE: &str = "general.architecture";
@@ -141,9 +173,11 @@ impl ModelConfig {
         }
         let width = keys.count("embedding_length", limits::WIDTH, None)?;
         let head_dim = keys.head_dim(width, n_heads)?;
+        let n_layers = keys.count("block_count", limits::N_LAYERS, None)?;
+        let (attention_softcap, logit_softcap) = keys.softcaps()?;
         Ok(ModelConfig {
             family,
-            n_layers: keys.count("block_count", limits::N_LAYERS, None)? as usize,
+            n_layers: n_layers as usize,
             width: width as usize,
             feed_forward: keys.count("feed_forward_length", limits::FEED_FORWARD, None)? as usize,
             n_heads: n_heads as usize,
@@ -152,9 +186,21 @@ impl ModelConfig {
             rope_dims: keys.rope_dims(head_dim)? as usize,
             rms_eps: keys.rms_eps()?,
             context: keys.context()? as usize,
+            window: keys.window()?,
+            attention_scale: attention_scale(family, n_layers, head_dim, width / n_heads),
+            attention_softcap,
+            logit_softcap,
             vocab: keys.vocab(vocab)? as usize,
         })
     }
+}
+
+/// One over the root of the head's width. The 27 B models of Gemma 2 and 3 take that of the residual stream's share
+/// instead and say so in no key: they are known by their number of layers.
+fn attention_scale(family: Family, n_layers: u32, head_dim: u32, share: u32) -> f32 {
+    let by_share = matches!((family, n_layers), (Family::Gemma2, 46) | (Family::Gemma3, 62));
+    // 1/sqrt is two IEEE operations, the same everywhere.
+    1.0 / (if by_share { share } else { head_dim } as f32).sqrt()
 }
 
 /// The keys of one file, read by their names without the family's prefix.
@@ -217,10 +263,47 @@ impl Keys<'_> {
     /// Positions: those the model was made for, as far as no sliding window would hide one.
     fn context(&self) -> Result<u32, ConfigError> {
         let context = self.count("context_length", limits::CONTEXT, None)?;
+        if self.family.has_post_norms() {
+            return Ok(context);
+        }
         // Files state 0, or a window at or above the context, where there is none.
         match self.integer("attention.sliding_window")? {
             None | Some(0) => Ok(context),
             Some(window) => Ok(u32::try_from(window).map_or(context, |window| window.min(context))),
+        }
+    }
+
+    /// The window of Gemma's local layers, and which these are. Defaults are those of the published models.
+    fn window(&self) -> Result<Option<Window>, ConfigError> {
+        let (default, pattern) = match self.family {
+            Family::Gemma2 => (Some(4096), 2),
+            Family::Gemma3 => (None, 6),
+            _ => return Ok(None),
+        };
+        if self.integer("attention.sliding_window")? == Some(0) {
+            return Ok(None);
+        }
+        let length = self.count_opt("attention.sliding_window", limits::CONTEXT)?.or(default);
+        let pattern = self.count("attention.sliding_window_pattern", limits::N_LAYERS, Some(pattern))? as usize;
+        Ok(length.map(|length| Window { length: length as usize, pattern }))
+    }
+
+    /// Soft caps of attention scores and of logits.
+    fn softcaps(&self) -> Result<(Option<f32>, Option<f32>), ConfigError> {
+        let cap = |name, default| match self.float(name)?.or(default) {
+            Some(0.0) | None => Ok(None),
+            // NaN is in no range.
+            Some(cap) if (1e-3..=1e6).contains(&cap) => Ok(Some(cap)),
+            Some(cap) => Err(ConfigError::Range {
+                key: self.name(name),
+                found: cap.to_string(),
+                allowed: "0, or 0.001 to 1000000".to_owned(),
+            }),
+        };
+        match self.family {
+            Family::Gemma2 => Ok((cap(ATTENTION_SOFTCAP, Some(50.0))?, cap(LOGIT_SOFTCAP, Some(30.0))?)),
+            Family::Gemma3 => Ok((None, cap(LOGIT_SOFTCAP, None)?)),
+            _ => Ok((None, None)),
         }
     }
 
@@ -249,17 +332,23 @@ impl Keys<'_> {
             None | Some(0) => {}
             Some(n) => return Err(ConfigError::Unsupported { key: self.name("expert_count"), found: n.to_string() }),
         }
-        // Each scales something; the neutral value is the one in the second place.
+        // Second: the value that changes nothing, if there is one.
         let scales = [
             ("logit_scale", None),
             ("residual_scale", None),
             ("embedding_scale", None),
             ("attention.scale", None),
-            ("attn_logit_softcapping", Some(0.0)),
-            ("final_logit_softcapping", Some(0.0)),
+            (ATTENTION_SOFTCAP, Some(0.0)),
+            (LOGIT_SOFTCAP, Some(0.0)),
+            ("rope.freq_base_swa", None),
             ("rope.scaling.attn_factor", Some(1.0)),
         ];
-        for (name, neutral) in scales {
+        let supported: &[&str] = match self.family {
+            Family::Gemma2 => &[ATTENTION_SOFTCAP, LOGIT_SOFTCAP],
+            Family::Gemma3 => &[LOGIT_SOFTCAP, "rope.freq_base_swa"],
+            _ => &[],
+        };
+        for (name, neutral) in scales.into_iter().filter(|(name, _)| !supported.contains(name)) {
             if let Some(scale) = self.float(name)?.filter(|scale| Some(*scale) != neutral) {
                 return Err(ConfigError::Unsupported { key: self.name(name), found: scale.to_string() });
             }

@@ -18,11 +18,18 @@ pub enum Family {
     Qwen3,
     /// "phi3": Phi-3 mini and medium, Phi-4 mini.
     Phi3,
+    /// "gemma": Gemma 1.
+    Gemma,
+    /// "gemma2": Gemma 2.
+    Gemma2,
+    /// "gemma3": Gemma 3, text.
+    Gemma3,
 }
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 4] = [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Phi3];
+    pub const ALL: [Family; 7] =
+        [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Phi3, Family::Gemma, Family::Gemma2, Family::Gemma3];
 
     /// Value of `general.architecture` and first part of the family's keys.
     pub fn name(self) -> &'static str {
@@ -31,6 +38,9 @@ impl Family {
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
             Family::Phi3 => "phi3",
+            Family::Gemma => "gemma",
+            Family::Gemma2 => "gemma2",
+            Family::Gemma3 => "gemma3",
         }
     }
 
@@ -49,7 +59,7 @@ impl Family {
     pub fn rope_style(self) -> RopeStyle {
         match self {
             Family::Llama => RopeStyle::Interleaved,
-            Family::Qwen2 | Family::Qwen3 | Family::Phi3 => RopeStyle::Halves,
+            _ => RopeStyle::Halves,
         }
     }
 
@@ -60,11 +70,21 @@ impl Family {
 
     /// Whether each head of q and k is normed before it is rotated.
     pub(crate) fn has_qk_norm(self) -> bool {
-        self == Family::Qwen3
+        matches!(self, Family::Qwen3 | Family::Gemma3)
     }
 
     /// Whether q, k and v are one tensor, and gate and up another.
     pub(crate) fn is_fused(self) -> bool {
         self == Family::Phi3
+    }
+
+    /// Whether embeddings are multiplied by the root of their width, and gates pass through gelu instead of silu.
+    pub(crate) fn is_gemma(self) -> bool {
+        matches!(self, Family::Gemma | Family::Gemma2 | Family::Gemma3)
+    }
+
+    /// Whether what a block adds to the residual stream is normed first; these also have layers with a sliding window.
+    pub(crate) fn has_post_norms(self) -> bool {
+        matches!(self, Family::Gemma2 | Family::Gemma3)
     }
 }

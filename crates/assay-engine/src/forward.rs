@@ -12,6 +12,10 @@
 //! - Qwen2: `q|k|v = W_qkv n`, then one addition per element: `q|k|v += b_qkv`, before the rotation.
 //! - Qwen3: each head of q and of k is replaced by its `rms_norm` over the head's width, before the rotation.
 //! - Phi-3: nothing; its file holds `W_qkv` and `W_gu` as one tensor each, in the order used here.
+//! - Gemma: `x *= sqrt(width)` once, after the embedding; gelu instead of silu.
+//! - Gemma 2 and 3, besides: `x += rms_norm(W_o a)` and `x += rms_norm(W_down ..)`, each with its own weights; in all but
+//!   the last of every 2 (6) layers a query sees a window of keys. Gemma 2 soft-caps attention scores and logits;
+//!   Gemma 3 norms heads as Qwen3 does and rotates by another table in layers with a window.
 //! - Rotated pairs are neighbours for "llama" and halves of the head for the others ([`crate::Family::rope_style`]).
 //!
 //! Invariant: every row is computed by the same operations in the same order whatever else is in the batch, however
@@ -69,6 +73,8 @@ struct Buffers {
     gate_up: Vec<f32>,
     /// `[rows, feed_forward]`
     inner: Vec<f32>,
+    /// What a block adds to the residual stream, normed: `[rows, width]`.
+    post: Vec<f32>,
     /// Output of one part of a [`crate::model::Stack`] of unlike formats.
     part: Vec<f32>,
     /// Final normed rows that were asked for: `[n, width]`.
@@ -164,6 +170,10 @@ impl Runner {
         let Buffers { asked, logits, .. } = &mut self.buffers;
         logits.resize(n * matrix.rows(), 0.0);
         self.compute.product(&mut self.acts, matrix, &asked[first * width..][..n * width], logits);
+        if let Some(cap) = model.config().logit_softcap {
+            let kernels = self.compute.kernels;
+            self.compute.chunks(logits.len() * 8, logits, matrix.rows(), |_, logits| kernels.softcap(logits, cap));
+        }
         logits
     }
 
@@ -180,21 +190,28 @@ impl Runner {
         buffers.resize(config);
         let tokens: Vec<u32> = slices.iter().flat_map(|slice| slice.tokens).copied().collect();
         let Buffers { x, .. } = buffers;
+        let kernels = self.compute.kernels;
+        let scale = config.family.is_gemma().then(|| (config.width as f32).sqrt());
         self.compute.chunks(x.len(), x, config.width, |row, x| {
             model.weights().token_embd.row_f32(tokens[row] as usize, x);
+            if let Some(scale) = scale {
+                kernels.scale_assign(x, scale);
+            }
         });
     }
 
     fn attention_block(&mut self, model: &Model, layer: &Layer, index: usize, slices: &mut [Slice<'_>]) {
         let config = model.config();
         let Runner { compute, acts, buffers } = self;
-        let Buffers { x, normed, qkv, attended, attention, part, rows, .. } = buffers;
+        let Buffers { x, normed, qkv, attended, attention, post, part, rows, .. } = buffers;
         compute.norm(x, &layer.attn_norm, config.rms_eps, rows, normed);
         compute.stack(acts, &layer.qkv, normed, qkv, part);
 
         let (q, head_dim) = (config.q_width(), config.head_dim);
         let rotated = q + config.kv_width();
-        let (kernels, table, style) = (compute.kernels, &model.weights().rope, config.family.rope_style());
+        let (kernels, tables, style) = (compute.kernels, &model.weights().rope, config.family.rope_style());
+        let local = tables.local.as_ref().filter(|_| config.is_local(index));
+        let table = local.unwrap_or(&tables.global);
         compute.chunks(rows.len() * rotated * 2, qkv, layer.qkv.rows, |row, qkv| {
             if let Some(bias) = &layer.qkv_bias {
                 kernels.add_assign(qkv, bias);
@@ -209,22 +226,26 @@ impl Runner {
         attention::store(compute, &inputs, slices);
         attention::attend(compute, &inputs, slices, attention, attended);
         compute.product(acts, &layer.attn_output, attended, normed);
-        compute.add(x, normed, config.width);
+        compute.add_normed(x, normed, layer.attn_post_norm.as_deref(), config, rows, post);
     }
 
     fn feed_forward_block(&mut self, config: &ModelConfig, layer: &Layer) {
         let Runner { compute, acts, buffers } = self;
-        let Buffers { x, normed, gate_up, inner, part, rows, .. } = buffers;
+        let Buffers { x, normed, gate_up, inner, post, part, rows, .. } = buffers;
         compute.norm(x, &layer.ffn_norm, config.rms_eps, rows, normed);
         compute.stack(acts, &layer.gate_up, normed, gate_up, part);
         let (width, kernels) = (config.feed_forward, compute.kernels);
         compute.chunks(inner.len() * 8, inner, width, |row, inner| {
             let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
-            kernels.silu_mul(gate, up, inner);
+            if config.family.is_gemma() {
+                kernels.gelu_mul(gate, up, inner);
+            } else {
+                kernels.silu_mul(gate, up, inner);
+            }
             rows[row].check(inner);
         });
         compute.product(acts, &layer.ffn_down, inner, normed);
-        compute.add(x, normed, config.width);
+        compute.add_normed(x, normed, layer.ffn_post_norm.as_deref(), config, rows, post);
     }
 
     /// Final norm of the rows whose logits are wanted.

@@ -25,7 +25,7 @@ mod scheduler;
 mod sequence;
 pub mod throughput;
 
-pub use config::{ConfigError, ModelConfig, limits};
+pub use config::{ConfigError, ModelConfig, Window, limits};
 pub use engine::{
     Engine, EngineOptions, EngineStats, JobHandle, PREFILL_CHUNK_MAX, SEQUENCES_MAX, Shutdown, StartError, SubmitError,
     job_limits, threads_for,

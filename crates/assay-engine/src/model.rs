@@ -9,10 +9,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use assay_gguf::{
-    ChatTemplate, GgmlType, Gguf, GgufError, RopeError, TemplateError, TensorInfo, Tokenizer, TokenizerError,
-    rope_table,
+    ChatTemplate, GgmlType, Gguf, GgufError, RopeError, RopeTables, TemplateError, TensorInfo, Tokenizer,
+    TokenizerError, rope_tables,
 };
-use assay_num::{Matrix, MatrixError, RopeTable, f16};
+use assay_num::{Matrix, MatrixError, f16};
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::kv::KvShape;
@@ -53,7 +53,7 @@ pub(crate) struct Weights {
     pub output_norm: Vec<f32>,
     /// `[vocab, width]`, absent if tied.
     pub output: Option<Matrix>,
-    pub rope: RopeTable,
+    pub rope: RopeTables,
 }
 
 #[derive(Debug)]
@@ -63,15 +63,19 @@ pub(crate) struct Layer {
     pub qkv: Stack,
     /// Added to `qkv`'s product, in the same order; Qwen2.
     pub qkv_bias: Option<Vec<f32>>,
-    /// Norms of each head of q and of k, `[head_dim]` each; Qwen3.
+    /// Norms of each head of q and of k, `[head_dim]` each; Qwen3 and Gemma3.
     pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     /// `[width, n_heads * head_dim]`
     pub attn_output: Matrix,
+    /// Norm of what attention adds to the residual stream; Gemma2 and Gemma3.
+    pub attn_post_norm: Option<Vec<f32>>,
     pub ffn_norm: Vec<f32>,
     /// gate above up: `[2 * feed_forward, width]`.
     pub gate_up: Stack,
     /// `[width, feed_forward]`
     pub ffn_down: Matrix,
+    /// As `attn_post_norm`, of the feed-forward part.
+    pub ffn_post_norm: Option<Vec<f32>>,
 }
 
 /// Matrices that read the same input, as one product where their formats agree: fewer barriers, same bits, because
@@ -271,7 +275,7 @@ impl<'a> Loader<'a> {
         };
         let output_norm = self.vector("output_norm.weight", width)?;
         // Bounded by `limits::CONTEXT`, so it fits.
-        let rope = rope_table(self.gguf, self.bytes, context as u32)?;
+        let rope = rope_tables(self.gguf, self.bytes, context as u32)?;
         self.taken.insert("rope_freqs.weight");
         let layers = (0..config.n_layers).map(|i| self.layer(config, i)).collect::<Result<_, _>>()?;
         Ok(Weights { token_embd, layers, output_norm, output, rope })
@@ -281,7 +285,7 @@ impl<'a> Loader<'a> {
         let (width, ffn) = (config.width, config.feed_forward);
         let (q, kv) = (config.q_width(), config.kv_width());
         let name = |part: &str| format!("blk.{i}.{part}.weight");
-        let fused = config.family.is_fused();
+        let (fused, post_norms) = (config.family.is_fused(), config.family.has_post_norms());
         let qkv: &[_] =
             if fused { &[("attn_qkv", q + 2 * kv)] } else { &[("attn_q", q), ("attn_k", kv), ("attn_v", kv)] };
         let gate_up: &[_] = if fused { &[("ffn_up", 2 * ffn)] } else { &[("ffn_gate", ffn), ("ffn_up", ffn)] };
@@ -292,9 +296,11 @@ impl<'a> Loader<'a> {
             qkv_bias: config.family.has_qkv_bias().then(|| self.biases(i, qkv)).transpose()?,
             qk_norm: config.family.has_qk_norm().then(|| self.qk_norm(i, config.head_dim)).transpose()?,
             attn_output: self.matrix(&name("attn_output"), width, q)?,
+            attn_post_norm: post_norms.then(|| self.vector(&name("post_attention_norm"), width)).transpose()?,
             ffn_norm: self.vector(&name("ffn_norm"), width)?,
             gate_up: self.stack(&names(gate_up), width)?,
             ffn_down: self.matrix(&name("ffn_down"), width, ffn)?,
+            ffn_post_norm: post_norms.then(|| self.vector(&name("post_ffw_norm"), width)).transpose()?,
         })
     }
 

@@ -1,5 +1,5 @@
-//! The rotary position table that a file asks for. One definition for the engine, which uses the table, and the
-//! manifest, which commits to it.
+//! The rotary position tables that a file asks for. One definition for the engine, which uses the tables, and the
+//! manifest, which commits to them.
 
 use crate::ggml::GgmlType;
 use crate::gguf::{Gguf, GgufError, TensorInfo};
@@ -37,6 +37,43 @@ pub enum RopeError {
     /// The table's parameters are out of range.
     #[error(transparent)]
     Table(#[from] RopeTableError),
+}
+
+/// The tables of one model.
+#[derive(Debug, Clone)]
+pub struct RopeTables {
+    /// Of the layers that see all positions.
+    pub global: RopeTable,
+    /// Of the layers with a sliding window, where theirs is another one.
+    pub local: Option<RopeTable>,
+}
+
+impl RopeTables {
+    /// The bytes whose hash stands for the tables in a manifest: [`RopeTable::hash_bytes`] of the global and then, if
+    /// there is one, of the local table.
+    pub fn hash_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.global.hash_bytes();
+        bytes.extend(self.local.iter().flat_map(RopeTable::hash_bytes));
+        bytes
+    }
+}
+
+/// The tables of the first `min(context_length, positions_max)` positions of the model in `bytes`, parsed as `gguf`:
+/// [`rope_table`], and for architecture "gemma3" with `.attention.sliding_window` above 0 a second one without scaling
+/// and of base `.rope.freq_base_swa` (default 10000).
+///
+/// # Errors
+/// [`RopeError`], by key.
+pub fn rope_tables(gguf: &Gguf, bytes: &[u8], positions_max: u32) -> Result<RopeTables, RopeError> {
+    let global = rope_table(gguf, bytes, positions_max)?;
+    let architecture = gguf.architecture()?;
+    let window = gguf.u32(&format!("{architecture}.attention.sliding_window"))?;
+    if architecture != "gemma3" || window.unwrap_or(0) == 0 {
+        return Ok(RopeTables { global, local: None });
+    }
+    let theta = gguf.f32(&format!("{architecture}.rope.freq_base_swa"))?.unwrap_or(10_000.0);
+    let local = RopeTable::new(global.n_positions(), global.rope_dims(), f64::from(theta), None)?;
+    Ok(RopeTables { global, local: Some(local) })
 }
 
 /// The table of the first `min(context_length, positions_max)` positions of the model in `bytes`, parsed as `gguf`.
@@ -154,6 +191,31 @@ mod tests {
             w.tensor("rope_freqs.weight", &[4], GgmlType::F32).unwrap();
         };
         check(both, expect(Some(&[8.0; 4]), 8, 10_000.0));
+    }
+
+    #[test]
+    fn gemma3_with_a_window_has_a_second_table() {
+        let tables = |window: Option<u32>, base: Option<f32>| {
+            let mut writer = GgufWriter::new();
+            writer
+                .set("general.architecture", "gemma3")
+                .set("gemma3.context_length", 64_u32)
+                .set("gemma3.attention.key_length", 8_u32)
+                .set("gemma3.rope.freq_base", 1e6_f32)
+                .set("gemma3.rope.scaling.type", "linear")
+                .set("gemma3.rope.scaling.factor", 8.0_f32);
+            window.map(|window| writer.set("gemma3.attention.sliding_window", window).tensors().len());
+            base.map(|base| writer.set("gemma3.rope.freq_base_swa", base).tensors().len());
+            let bytes = writer.to_bytes(|_| vec![]).unwrap();
+            rope_tables(&Gguf::parse(&bytes).unwrap(), &bytes, 16)
+        };
+        let global = expect(Some(&[8.0; 4]), 8, 1e6);
+        assert!(tables(None, None).unwrap().hash_bytes() == global);
+        assert!(tables(Some(0), Some(5e4)).unwrap().hash_bytes() == global);
+        let both = |theta| [global.clone(), expect(None, 8, theta)].concat();
+        assert!(tables(Some(512), None).unwrap().hash_bytes() == both(10_000.0));
+        assert!(tables(Some(512), Some(5e4)).unwrap().hash_bytes() == both(5e4));
+        assert!(tables(Some(512), Some(-1.0)).unwrap_err().to_string().contains("-1"));
     }
 
     #[test]

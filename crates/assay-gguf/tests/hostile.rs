@@ -1,6 +1,6 @@
 //! Files that lie: an error that names field and offset, no panic, and memory within twice the file plus 1 MiB.
 
-use assay_gguf::{Array, ChatTemplate, GgmlType, Gguf, GgufError, Tokenizer, Value, rope_table, write::GgufWriter};
+use assay_gguf::{Array, ChatTemplate, GgmlType, Gguf, GgufError, Tokenizer, Value, rope_tables, write::GgufWriter};
 
 /// A GGUF file written byte by byte, without any check.
 #[derive(Clone)]
@@ -62,7 +62,7 @@ fn use_all(bytes: &[u8]) {
         assert!(ids.iter().all(|&id| id < tokenizer.vocab_size()));
     }
     let _ = ChatTemplate::from_gguf(&gguf).map(|template| template.is_some());
-    let _ = rope_table(&gguf, bytes, 8).map(|table| table.n_positions());
+    let _ = rope_tables(&gguf, bytes, 8).map(|tables| tables.global.n_positions());
 }
 
 /// A file with every kind of value, a tokenizer, a template and tensors.
@@ -109,7 +109,7 @@ fn a_file_cut_anywhere_is_an_error_or_valid() {
     use_all(&bytes);
     assert!(Tokenizer::from_gguf(&gguf).is_ok());
     assert!(ChatTemplate::from_gguf(&gguf).unwrap().is_some());
-    assert!(rope_table(&gguf, &bytes, 8).is_ok());
+    assert!(rope_tables(&gguf, &bytes, 8).is_ok());
 }
 
 #[test]

@@ -16,6 +16,30 @@ pub struct KvChunk<'a> {
     pub v: &'a [u16],
 }
 
+/// How queries see keys. A plain scale converts into one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scoring {
+    /// Factor of every score, finite.
+    pub scale: f32,
+    /// Scores become [`crate::scalar::softcap`] of themselves; finite, above 0.
+    pub softcap: Option<f32>,
+    /// A query sees at most this many keys, the last ones, its own included; at least 1.
+    pub window: Option<usize>,
+}
+
+impl From<f32> for Scoring {
+    fn from(scale: f32) -> Scoring {
+        Scoring { scale, softcap: None, window: None }
+    }
+}
+
+impl Scoring {
+    /// The first position that enters for a query that has `n_keys`.
+    pub fn first_key(&self, n_keys: usize) -> usize {
+        self.window.map_or(0, |window| n_keys.saturating_sub(window))
+    }
+}
+
 /// Buffers of [`Kernels::attend`]; one per thread, reusable.
 #[derive(Debug, Clone, Default)]
 pub struct AttendScratch {
@@ -73,21 +97,21 @@ impl Kernels {
     /// Attention of the query `q: [head_dim]` over the first `n_keys` positions into `out: [head_dim]`.
     ///
     /// # Panics
-    /// If `n_keys` is 0 or above the positions of `chunks`, or a length does not match.
+    /// If `n_keys` or the window is 0, `n_keys` is above the positions of `chunks`, or a length does not match.
     pub fn attend(
         self,
         q: &[f32],
         chunks: &[KvChunk<'_>],
         n_keys: usize,
-        scale: f32,
+        scoring: impl Into<Scoring>,
         scratch: &mut AttendScratch,
         out: &mut [f32],
     ) {
-        self.attend_many(q, &[n_keys], chunks, scale, scratch, out);
+        self.attend_many(q, &[n_keys], chunks, scoring, scratch, out);
     }
 
     /// Attention of several queries `q: [n, head_dim]` over the same keys into `out: [n, head_dim]`; query i sees the
-    /// first `n_keys[i]` positions. The bits are those of n calls of [`Kernels::attend`]; keys and values are
+    /// first `n_keys[i]` positions, or the last of these if there is a window. The bits are those of n calls of [`Kernels::attend`]; keys and values are
     /// read once for several queries (heads of a group, tokens of a prompt).
     ///
     /// # Panics
@@ -98,32 +122,33 @@ impl Kernels {
         q: &[f32],
         n_keys: &[usize],
         chunks: &[KvChunk<'_>],
-        scale: f32,
+        scoring: impl Into<Scoring>,
         scratch: &mut AttendScratch,
         out: &mut [f32],
     ) {
-        let n = n_keys.len();
+        let (n, scoring) = (n_keys.len(), scoring.into());
         if n == 0 {
             return;
         }
         let head_dim = q.len() / n;
         assert!(head_dim > 0 && q.len() == n * head_dim && out.len() == q.len(), "queries are not [{n}, head_dim]");
         assert!(n_keys.iter().all(|&n| n > 0 && n <= chunks.len() * KV_CHUNK), "n_keys outside the cache");
+        assert!(scoring.window != Some(0), "a window of no keys");
         assert!(
             chunks.iter().all(|c| c.k.len() == KV_CHUNK * head_dim && c.v.len() == KV_CHUNK * head_dim),
             "chunk lengths"
         );
         dispatch!(
             self,
-            attend_many(q, n_keys, chunks, scale, scratch, out),
-            attend_scalar(q, n_keys, chunks, scale, out)
+            attend_many(q, n_keys, chunks, scoring, scratch, out),
+            attend_scalar(q, n_keys, chunks, scoring, out)
         );
     }
 }
 
-fn attend_scalar(q: &[f32], n_keys: &[usize], chunks: &[KvChunk<'_>], scale: f32, out: &mut [f32]) {
+fn attend_scalar(q: &[f32], n_keys: &[usize], chunks: &[KvChunk<'_>], scoring: Scoring, out: &mut [f32]) {
     let head_dim = q.len() / n_keys.len();
     for ((q, &n_keys), out) in q.chunks_exact(head_dim).zip(n_keys).zip(out.chunks_exact_mut(head_dim)) {
-        scalar::attend(q, chunks, n_keys, scale, out);
+        scalar::attend(q, chunks, n_keys, scoring, out);
     }
 }

@@ -27,6 +27,30 @@ impl Kernels {
         );
     }
 
+    /// `out[i] = gelu(gate[i]) * up[i]`, see [`scalar::gelu`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn gelu_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && gate.len() == out.len());
+        dispatch!(
+            self,
+            gelu_mul(gate, up, out),
+            out.iter_mut().zip(gate).zip(up).for_each(|((out, &gate), &up)| *out = scalar::gelu(gate) * up)
+        );
+    }
+
+    /// `x[i] = softcap(x[i], cap)`, see [`scalar::softcap`].
+    pub fn softcap(self, x: &mut [f32], cap: f32) {
+        dispatch!(self, softcap(x, cap), x.iter_mut().for_each(|x| *x = scalar::softcap(*x, cap)));
+    }
+
+    /// `x[i] *= factor`.
+    pub fn scale_assign(self, x: &mut [f32], factor: f32) {
+        // One IEEE multiplication per element: the compiler's vectors give the same bits.
+        x.iter_mut().for_each(|x| *x *= factor);
+    }
+
     /// `x[i] += y[i]`.
     ///
     /// # Panics

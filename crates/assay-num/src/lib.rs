@@ -32,7 +32,7 @@ mod team;
 mod x86;
 
 pub use acts::{ActKind, Acts};
-pub use attend::{AttendScratch, KV_CHUNK, KvChunk};
+pub use attend::{AttendScratch, KV_CHUNK, KvChunk, Scoring};
 pub use isa::{Isa, Kernels, UnknownIsa};
 pub use matrix::{Format, Matrix, MatrixError};
 pub use rope::{RopeStyle, RopeTable, RopeTableError};

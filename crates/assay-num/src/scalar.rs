@@ -4,7 +4,9 @@
 //! Nothing may be contracted, reassociated or flushed. The kernels for instruction sets are tested
 //! for equality of bits with these functions.
 
-use crate::attend::{KV_CHUNK, KvChunk};
+use std::ops::Range;
+
+use crate::attend::{KV_CHUNK, KvChunk, Scoring};
 use crate::f16;
 use crate::rope::{RopeStyle, RopeTable};
 
@@ -128,6 +130,32 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// 2 sqrt(2 / pi), and the cubic coefficient of the tanh form of gelu.
+pub(crate) const GELU_SCALE: f32 = 1.595_769;
+pub(crate) const GELU_CUBIC: f32 = 0.044_715;
+
+/// Gelu in its tanh form, `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, written with exp because
+/// `(1 + tanh(z)) / 2 = 1 / (1 + exp(-2z))`.
+///
+/// Order: `p = fma(x * x, GELU_CUBIC, 1)`; `z = (x * p) * -GELU_SCALE`; `x / (1 + exp(z))`.
+#[inline]
+pub fn gelu(x: f32) -> f32 {
+    let p = fma(x * x, GELU_CUBIC, 1.0);
+    let z = (x * p) * -GELU_SCALE;
+    x / (1.0 + exp(z))
+}
+
+/// `cap * tanh(x / cap)`, for a finite `cap` above 0; off by at most a few parts in 10^7 of `cap`. An `x` that is not
+/// finite gives NaN: a cap must not hide that a computation has gone wrong.
+///
+/// Order: `e = exp(x * (2 / cap))`; `t = 1 - 2 / (1 + e)`; `fma(t, cap, x * 0)`.
+#[inline]
+pub fn softcap(x: f32, cap: f32) -> f32 {
+    let e = exp(x * (2.0 / cap));
+    let t = 1.0 - 2.0 / (1.0 + e);
+    fma(t, cap, x * 0.0)
+}
+
 /// RMS normalisation of one row, `x`, `w` and `out` of one length n.
 ///
 /// Order: `ss = dot(x, x)`; `inv = 1 / sqrt(ss / n + eps)`; `out[i] = (x[i] * inv) * w[i]`.
@@ -169,24 +197,28 @@ pub fn rope(head: &mut [f32], pos: usize, table: &RopeTable, style: RopeStyle) {
     }
 }
 
-/// Attention of one query over the first `n_keys` keys, `n_keys >= 1`.
+/// Attention of one query over the first `n_keys` keys, `n_keys >= 1`, or over the last `scoring.window` of these.
 ///
-/// `q` and `out`: `[head_dim]`; `chunks[c]` holds positions 256c..256c+255.
-/// Order, per chunk with n valid positions p = 0..n:
-/// `s_p = (fma chain over d ascending of q[d] * k[d][p], from +0) * scale`; `m = max s_p`;
-/// `e_p = exp(s_p - m)`; `l` = 16 lanes, `lane[p % 16] += e_p` ascending, then [`lane_sum`];
+/// `q` and `out`: `[head_dim]`; `chunks[c]` holds positions 256c..256c+255. Let `first = n_keys - window`, 0 without a
+/// window or if it is not shorter than `n_keys`.
+/// Order, per chunk with valid positions p = a..n (a is above 0 only in the chunk of `first`):
+/// `s_p = (fma chain over d ascending of q[d] * k[d][p], from +0) * scale`, then [`softcap`] of it if there is a cap;
+/// `m = max s_p`; `e_p = exp(s_p - m)`; `l` = 16 lanes, `lane[p % 16] += e_p` ascending, then [`lane_sum`];
 /// `o_d = fma chain over p ascending of e_p * v[p][d], from +0`.
-/// Chunks are combined left to right: `M = max(m1, m2)`, `a = exp(m1 - M)`, `b = exp(m2 - M)`,
+/// Chunks from that of `first` on are combined left to right: `M = max(m1, m2)`, `a = exp(m1 - M)`, `b = exp(m2 - M)`,
 /// `l = fma(l1, a, l2 * b)`, `o_d = fma(o1_d, a, o2_d * b)`. The result is `o_d / l`.
-/// Positions from `n_keys` on never enter. (Which zero `max` returns for +0 and -0 has no effect on
+/// Positions before `first` and from `n_keys` on never enter. (Which zero `max` returns for +0 and -0 has no effect on
 /// the result: both differ from every s_p by the same amount.)
-pub fn attend(q: &[f32], chunks: &[KvChunk<'_>], n_keys: usize, scale: f32, out: &mut [f32]) {
+pub fn attend(q: &[f32], chunks: &[KvChunk<'_>], n_keys: usize, scoring: impl Into<Scoring>, out: &mut [f32]) {
+    let scoring = scoring.into();
     let head_dim = q.len();
+    let first = scoring.first_key(n_keys);
     let mut total: Option<(f32, f32)> = None;
     let mut chunk_out = vec![0.0; head_dim];
-    for (c, chunk) in chunks.iter().enumerate().take(n_keys.div_ceil(KV_CHUNK)) {
-        let n = (n_keys - c * KV_CHUNK).min(KV_CHUNK);
-        let (m, l) = attend_chunk(q, chunk, n, scale, &mut chunk_out);
+    for (c, chunk) in chunks.iter().enumerate().take(n_keys.div_ceil(KV_CHUNK)).skip(first / KV_CHUNK) {
+        let before = c * KV_CHUNK;
+        let valid = first.saturating_sub(before)..(n_keys - before).min(KV_CHUNK);
+        let (m, l) = attend_chunk(q, chunk, valid, scoring, &mut chunk_out);
         total = Some(match total {
             None => {
                 out.copy_from_slice(&chunk_out);
@@ -202,19 +234,23 @@ pub fn attend(q: &[f32], chunks: &[KvChunk<'_>], n_keys: usize, scale: f32, out:
 }
 
 /// One chunk of [`attend`]: returns (m, l) and writes o.
-fn attend_chunk(q: &[f32], chunk: &KvChunk<'_>, n: usize, scale: f32, out: &mut [f32]) -> (f32, f32) {
+fn attend_chunk(q: &[f32], chunk: &KvChunk<'_>, valid: Range<usize>, scoring: Scoring, out: &mut [f32]) -> (f32, f32) {
     let head_dim = q.len();
-    let scores: Vec<f32> = (0..n)
-        .map(|p| q.iter().enumerate().fold(0.0, |s, (d, &q)| fma(q, f16::to_f32(chunk.k[d * KV_CHUNK + p]), s)) * scale)
-        .collect();
+    let score = |p: usize| {
+        let s = q.iter().enumerate().fold(0.0, |s, (d, &q)| fma(q, f16::to_f32(chunk.k[d * KV_CHUNK + p]), s));
+        let s = s * scoring.scale;
+        scoring.softcap.map_or(s, |cap| softcap(s, cap))
+    };
+    let scores: Vec<f32> = valid.clone().map(score).collect();
     let m = scores.iter().fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
     let weights: Vec<f32> = scores.iter().map(|&s| exp(s - m)).collect();
     let mut lanes = [0.0; LANES];
-    for (p, e) in weights.iter().enumerate() {
+    for (p, e) in valid.clone().zip(&weights) {
         lanes[p % LANES] += e;
     }
     for (d, out) in out.iter_mut().enumerate() {
-        *out = weights.iter().enumerate().fold(0.0, |o, (p, &e)| fma(e, f16::to_f32(chunk.v[p * head_dim + d]), o));
+        let value = |p: usize| f16::to_f32(chunk.v[p * head_dim + d]);
+        *out = valid.clone().zip(&weights).fold(0.0, |o, (p, &e)| fma(e, value(p), o));
     }
     (m, lane_sum(&lanes))
 }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use assay_num::{AttendScratch, KV_CHUNK, Kernels, KvChunk, f16, scalar};
+use assay_num::{AttendScratch, KV_CHUNK, Kernels, KvChunk, Scoring, f16, scalar};
 use support::{Rng, assert_bits, hash, kernels};
 
 struct Cache {
@@ -78,6 +78,60 @@ fn many_queries_equal_single_ones() {
             }
         }
     }
+}
+
+/// What lies before every window is NaN here, so that a key that should be hidden is seen.
+#[test]
+fn windows_and_caps_equal_their_definition() {
+    let mut rng = Rng(17);
+    let n_positions = 800;
+    for head_dim in [8, 24, 64, 256] {
+        let whole = Cache::new(&mut rng, head_dim, n_positions, 2.0);
+        for window in [1, 2, 16, 17, 250, 256, 257, 300, 512, 799, 800, 5000] {
+            let scoring = Scoring { scale: 0.25, softcap: Some(3.0), window: Some(window) };
+            for lengths in [[795, 796, 797, 798, 799, 800, 800], [1, 2, 256, 257, 258, 700, 800], [300; 7]] {
+                let first = lengths.iter().map(|n| scoring.first_key(*n)).min().unwrap();
+                let mut cache = Cache { k: whole.k.clone(), v: whole.v.clone() };
+                for p in 0..first {
+                    let (c, p) = (p / KV_CHUNK, p % KV_CHUNK);
+                    cache.v[c][p * head_dim..][..head_dim].fill(0x7e00);
+                    (0..head_dim).for_each(|d| cache.k[c][d * KV_CHUNK + p] = 0x7e00);
+                }
+                let chunks = cache.chunks();
+                let q = rng.floats(7 * head_dim, 1.0);
+                let mut expect = vec![f32::NAN; q.len()];
+                for (i, out) in expect.chunks_exact_mut(head_dim).enumerate() {
+                    scalar::attend(&q[i * head_dim..][..head_dim], &chunks, lengths[i], scoring, out);
+                }
+                assert!(expect.iter().all(|x| x.is_finite()), "window {window} of {lengths:?}");
+                for kernels in kernels() {
+                    let mut out = vec![f32::NAN; q.len()];
+                    kernels.attend_many(&q, &lengths, &chunks, scoring, &mut AttendScratch::new(), &mut out);
+                    assert_bits(&expect, &out, &format!("{} window {window} of {lengths:?}", kernels.isa()));
+                }
+            }
+        }
+    }
+}
+
+/// A window changes the result as leaving the keys out does, and one that hides nothing changes nothing.
+#[test]
+fn a_window_is_as_if_the_keys_were_not_there() {
+    let mut rng = Rng(18);
+    let head_dim = 32;
+    let cache = Cache::new(&mut rng, head_dim, 600, 2.0);
+    let q = rng.floats(head_dim, 2.0);
+    let attend = |chunks: &[KvChunk<'_>], n, window| {
+        let mut out = vec![0.0; head_dim];
+        scalar::attend(&q, chunks, n, Scoring { scale: 0.2, softcap: None, window }, &mut out);
+        out
+    };
+    let chunks = cache.chunks();
+    assert_bits(&attend(&chunks, 600, None), &attend(&chunks, 600, Some(600)), "a window of all keys");
+    // From the border of a chunk on, the hidden chunks can really be taken away.
+    let hidden = attend(&chunks[1..], 600 - KV_CHUNK, None);
+    assert_bits(&hidden, &attend(&chunks, 600, Some(600 - KV_CHUNK)), "a window of whole chunks");
+    assert!(attend(&chunks, 600, None) != hidden);
 }
 
 /// Scores far apart: weights underflow to 0 and whole chunks vanish against others, in both orders.

@@ -37,6 +37,53 @@ fn exp_and_silu_equal_their_definitions() {
     }
 }
 
+#[test]
+fn gelu_and_softcap_equal_their_definitions() {
+    let x = floats_of_all_kinds();
+    let up: Vec<f32> = x.iter().rev().copied().collect();
+    let gelu: Vec<f32> = x.iter().zip(&up).map(|(&x, &up)| scalar::gelu(x) * up).collect();
+    for kernels in kernels() {
+        let mut out = vec![0.0; x.len()];
+        kernels.gelu_mul(&x, &up, &mut out);
+        assert_bits(&gelu, &out, &format!("{} gelu", kernels.isa()));
+        for cap in [0.5, 30.0, 50.0] {
+            let capped: Vec<f32> = x.iter().map(|&x| scalar::softcap(x, cap)).collect();
+            out.copy_from_slice(&x);
+            kernels.softcap(&mut out, cap);
+            assert_bits(&capped, &out, &format!("{} softcap {cap}", kernels.isa()));
+        }
+        for n in 0..40 {
+            let from = 5_000_000 % x.len() + n;
+            let mut out = vec![0.0; n];
+            kernels.gelu_mul(&x[from..][..n], &up[from..][..n], &mut out);
+            assert_bits(&gelu[from..][..n], &out, "gelu of a short slice");
+        }
+    }
+}
+
+/// Against f64, by the error that matters: relative to the magnitude for gelu (its tail aside), to the cap for softcap.
+#[test]
+fn gelu_and_softcap_are_accurate() {
+    let tanh = |x: f64| 1.0 - 2.0 / (1.0 + libm::exp(2.0 * x));
+    let mut worst = [0.0f64; 2];
+    for i in -40_000..=40_000 {
+        let x = i as f32 * 5e-3;
+        let wide = f64::from(x);
+        let z = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide * wide * wide);
+        let gelu = (f64::from(scalar::gelu(x)) - wide * (tanh(z) + 1.0) / 2.0).abs()
+            / (if wide.abs() > 1.0 { wide.abs() } else { 1.0 });
+        let cap = (f64::from(scalar::softcap(x, 30.0)) - 30.0 * tanh(wide / 30.0)).abs() / 30.0;
+        worst = [if gelu > worst[0] { gelu } else { worst[0] }, if cap > worst[1] { cap } else { worst[1] }];
+    }
+    assert!(worst[0] < 3e-7 && worst[1] < 3e-7, "{worst:?}");
+    assert!(worst[0] > 1e-9 && worst[1] > 1e-9, "the measurement itself is broken: {worst:?}");
+    let ends = [f32::MAX, -f32::MAX, 0.0, -0.0];
+    assert_eq!(ends.map(scalar::gelu), [f32::MAX, 0.0, 0.0, 0.0]);
+    assert_eq!(ends.map(|x| scalar::softcap(x, 50.0)), [50.0, -50.0, 0.0, 0.0]);
+    assert!(scalar::gelu(f32::NAN).is_nan());
+    assert!([f32::NAN, f32::INFINITY, f32::NEG_INFINITY].iter().all(|x| scalar::softcap(*x, 50.0).is_nan()));
+}
+
 /// Against f64: at most 1 ulp where the result is normal, exact ends elsewhere.
 #[test]
 fn exp_is_accurate() {

@@ -5,7 +5,7 @@ use crate::{
     merkle::{LEAF_LEN, MerkleTree},
 };
 use alloy_primitives::{B256, keccak256};
-use assay_gguf::{Gguf, Tokenizer, rope_table};
+use assay_gguf::{Gguf, Tokenizer, rope_tables};
 use assay_types::{CANONICAL_PROFILE, Manifest};
 use sha2::{Digest, Sha256};
 use std::{
@@ -43,7 +43,7 @@ pub fn manifest(file: &ModelFile, progress: &mut dyn FnMut(u64, u64)) -> Result<
 pub fn manifest_of(gguf: &Gguf, bytes: &[u8], progress: &mut dyn FnMut(u64, u64)) -> Result<Manifest, StoreError> {
     // What can fail comes before what takes long.
     let tokenizer_hash = Tokenizer::from_gguf(gguf)?.hash();
-    let rope_hash = keccak256(rope_table(gguf, bytes, ROPE_POSITIONS_MAX)?.hash_bytes());
+    let rope_hash = keccak256(rope_tables(gguf, bytes, ROPE_POSITIONS_MAX)?.hash_bytes());
     let leaves = Leaves::new(gguf, bytes)?;
     let (file_sha256, weights_root) = hash_all(bytes, &leaves, progress);
     Ok(Manifest {
@@ -211,6 +211,9 @@ mod tests {
         assert_eq!((of_family(Family::Qwen2), of_family(Family::Phi3)), (plain, plain));
         assert_ne!(of_family(Family::Llama { scaled: true }), plain);
         assert_ne!(of_family(Family::Qwen3), plain);
+        // Two tables.
+        assert_ne!(of_family(Family::Gemma3), of_family(Family::Gemma));
+        assert_eq!(of_family(Family::Gemma2), of_family(Family::Gemma));
     }
 
     #[test]

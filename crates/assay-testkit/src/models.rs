@@ -41,12 +41,27 @@ pub enum Family {
     Qwen3,
     /// "phi3": q, k and v in one tensor, gate and up in another.
     Phi3,
+    /// "gemma": gelu, scaled embeddings, heads 16 wider than the residual stream's share.
+    Gemma,
+    /// "gemma2": besides, norms after each part, soft caps, a window of 24 in every second layer.
+    Gemma2,
+    /// "gemma3": besides Gemma, norms after each part, normed heads, a window of 24 in every second layer, and another
+    /// rotation there.
+    Gemma3,
 }
 
 impl Family {
     /// One of each.
-    pub const ALL: [Family; 5] =
-        [Family::Llama { scaled: false }, Family::Llama { scaled: true }, Family::Qwen2, Family::Qwen3, Family::Phi3];
+    pub const ALL: [Family; 8] = [
+        Family::Llama { scaled: false },
+        Family::Llama { scaled: true },
+        Family::Qwen2,
+        Family::Qwen3,
+        Family::Phi3,
+        Family::Gemma,
+        Family::Gemma2,
+        Family::Gemma3,
+    ];
 
     /// `general.architecture`.
     #[must_use]
@@ -56,7 +71,22 @@ impl Family {
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
             Family::Phi3 => "phi3",
+            Family::Gemma => "gemma",
+            Family::Gemma2 => "gemma2",
+            Family::Gemma3 => "gemma3",
         }
+    }
+
+    fn is_gemma(self) -> bool {
+        matches!(self, Family::Gemma | Family::Gemma2 | Family::Gemma3)
+    }
+
+    fn has_wide_heads(self) -> bool {
+        self == Family::Qwen3 || self.is_gemma()
+    }
+
+    fn has_post_norms(self) -> bool {
+        matches!(self, Family::Gemma2 | Family::Gemma3)
     }
 
     /// A name of its own: the architecture, or "llama-scaled".
@@ -94,7 +124,7 @@ pub struct TinyLlama {
 impl TinyLlama {
     /// Width of one head.
     fn head_dim(&self) -> u32 {
-        self.d_model / self.heads + if self.family == Family::Qwen3 { 16 } else { 0 }
+        self.d_model / self.heads + if self.family.has_wide_heads() { 16 } else { 0 }
     }
 }
 
@@ -161,7 +191,7 @@ pub fn write_llama<W: Write>(model: TinyLlama, out: &mut W) -> Result<(), WriteE
         let mut values = vec![0.0_f32; row_len as usize];
         let mut encoded = Vec::new();
         for row in 0..tensor.count() / row_len {
-            fill_row(model.seed, tensor, row, &mut values);
+            fill_row(&model, tensor, row, &mut values);
             encoded.clear();
             assert!(encode(tensor.ty, &values, &mut encoded), "shapes were checked when the tensor was added");
             sink.write_all(&encoded)?;
@@ -188,16 +218,29 @@ fn put_metadata(writer: &mut GgufWriter, model: &TinyLlama) {
         .set(&key("attention.head_count_kv"), model.kv_heads)
         .set(&key("attention.layer_norm_rms_epsilon"), 1e-5_f32)
         .set(&key("rope.freq_base"), 10_000.0_f32);
+    // Files of families state the width of heads or that of the rotation, or leave both to the reader.
+    if model.family.has_wide_heads() {
+        writer.set(&key("attention.key_length"), model.head_dim());
+        writer.set(&key("attention.value_length"), model.head_dim());
+    } else if model.family != Family::Qwen2 {
+        writer.set(&key("rope.dimension_count"), model.head_dim());
+    }
+    if model.family.has_post_norms() {
+        writer.set(&key("attention.sliding_window"), 24_u32);
+    }
     match model.family {
-        // Files of these state the width of heads, not that of the rotation.
-        Family::Qwen2 => {}
-        Family::Qwen3 => {
-            writer.set(&key("attention.key_length"), model.head_dim());
-            writer.set(&key("attention.value_length"), model.head_dim());
+        // Low enough to matter at the size of these models' scores and logits.
+        Family::Gemma2 => {
+            writer.set(&key("attn_logit_softcapping"), 2.0_f32).set(&key("final_logit_softcapping"), 0.3_f32);
         }
-        Family::Llama { .. } | Family::Phi3 => {
-            writer.set(&key("rope.dimension_count"), model.head_dim());
+        Family::Gemma3 => {
+            writer
+                .set(&key("attention.sliding_window_pattern"), 2_u32)
+                .set(&key("rope.freq_base_swa"), 1_000.0_f32)
+                .set(&key("rope.scaling.type"), "linear")
+                .set(&key("rope.scaling.factor"), 8.0_f32);
         }
+        _ => {}
     }
 }
 
@@ -212,7 +255,10 @@ fn put_tensors(writer: &mut GgufWriter, model: &TinyLlama) -> Result<(), WriteEr
         put_layer(writer, model, layer)?;
     }
     writer.tensor("output_norm.weight", &[d], GgmlType::F32)?;
-    writer.tensor("output.weight", &[d, vocab], ty)?;
+    // Gemma ties the two.
+    if !model.family.is_gemma() {
+        writer.tensor("output.weight", &[d, vocab], ty)?;
+    }
     Ok(())
 }
 
@@ -232,11 +278,15 @@ fn put_layer(writer: &mut GgufWriter, model: &TinyLlama, layer: u32) -> Result<(
             }
         }
     }
-    if model.family == Family::Qwen3 {
+    if matches!(model.family, Family::Qwen3 | Family::Gemma3) {
         writer.tensor(&name("attn_q_norm"), &[head_dim], GgmlType::F32)?;
         writer.tensor(&name("attn_k_norm"), &[head_dim], GgmlType::F32)?;
     }
     writer.tensor(&name("attn_output"), &[q, d], ty)?;
+    if model.family.has_post_norms() {
+        writer.tensor(&name("post_attention_norm"), &[d], GgmlType::F32)?;
+        writer.tensor(&name("post_ffw_norm"), &[d], GgmlType::F32)?;
+    }
     writer.tensor(&name("ffn_norm"), &[d], GgmlType::F32)?;
     if model.family == Family::Phi3 {
         writer.tensor(&name("ffn_up"), &[d, 2 * ffn], ty)?;
@@ -297,9 +347,14 @@ fn merges() -> impl Iterator<Item = (String, String)> {
 
 /// Row `row` of `tensor`: norms near 1; biases small; frequency factors 1 to 8, rising; embeddings uniform; matrices uniform with variance `1/k`, so that activations
 /// keep their size.
-fn fill_row(seed: u64, tensor: &TensorSpec, row: u64, values: &mut [f32]) {
-    let mut state = tensor.name.bytes().fold(mix(seed), |h, b| mix(h ^ u64::from(b))) ^ mix(row);
-    let scale = if tensor.name.starts_with("token_embd") { 1.0 } else { (3.0 / values.len() as f32).sqrt() };
+fn fill_row(model: &TinyLlama, tensor: &TensorSpec, row: u64, values: &mut [f32]) {
+    let mut state = tensor.name.bytes().fold(mix(model.seed), |h, b| mix(h ^ u64::from(b))) ^ mix(row);
+    let scale = match tensor.name.as_str() {
+        // Gemma multiplies embeddings by 8 and more and ties them to the output: small ones, or it repeats its input.
+        "token_embd.weight" if model.family.is_gemma() => 0.03,
+        "token_embd.weight" => 1.0,
+        _ => (3.0 / values.len() as f32).sqrt(),
+    };
     let len = values.len() as f32;
     for (i, value) in values.iter_mut().enumerate() {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

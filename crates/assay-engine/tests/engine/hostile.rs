@@ -2,7 +2,7 @@
 
 use assay_gguf::{GgmlType, Value, write::GgufWriter};
 
-use crate::support::{F16, FAMILIES, Q8, Tiny, load};
+use crate::support::{F16, FAMILIES, GEMMA, GEMMA2, GEMMA3, Q8, Tiny, load};
 
 /// Loads `tiny` with one change to its metadata; the error, or "ok".
 fn with_key(tiny: Tiny, key: &str, value: impl Into<Value>) -> String {
@@ -92,6 +92,31 @@ fn the_context_ends_where_a_sliding_window_would_begin_to_hide() {
 }
 
 #[test]
+fn keys_of_gemma_alone_are_checked_and_refused_elsewhere() {
+    let check = |tiny: Tiny, name: &str, value: Value, expect: &str| {
+        let key = format!("{}.{name}", tiny.family.name());
+        let named = if expect == "ok" { "ok" } else { key.as_str() };
+        check(with_key(tiny, &key, value), &[named, expect]);
+    };
+    for cap in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        check(GEMMA2, cap, Value::F32(f32::NAN), "NaN");
+        check(GEMMA2, cap, Value::F32(-30.0), "-30");
+        check(GEMMA2, cap, Value::F32(0.0), "ok");
+        check(GEMMA, cap, Value::F32(30.0), "not supported");
+    }
+    check(GEMMA3, "attn_logit_softcapping", Value::F32(50.0), "not supported");
+    check(GEMMA3, "final_logit_softcapping", Value::F32(30.0), "ok");
+    check(GEMMA2, "rope.freq_base_swa", Value::F32(1e4), "not supported");
+    for tiny in [GEMMA2, GEMMA3] {
+        check(tiny, "attention.sliding_window", Value::U32(u32::MAX), "4294967295");
+        check(tiny, "attention.sliding_window", Value::U32(0), "ok");
+        check(tiny, "attention.sliding_window_pattern", Value::U32(0), "1 to 512");
+    }
+    let config = GEMMA2.model().config().clone();
+    assert_eq!([0, 1, 2, 3].map(|layer| config.is_local(layer)), [true, false, true, false]);
+}
+
+#[test]
 fn a_template_that_does_not_compile_is_no_reason_not_to_load() {
     let mut writer = Q8.writer();
     writer.set("tokenizer.chat_template", "{% for %}");
@@ -155,7 +180,7 @@ fn check_tensors(tiny: Tiny) {
             Some((dims, ty))
         });
         check(misshapen, &[&name]);
-        let mistyped = with_tensors(tiny, |n, dims, ty| Some((dims, if n == name { GgmlType(30) } else { ty })));
+        let mistyped = with_tensors(tiny, |n, dims, ty| Some((dims, if n == name { GgmlType(28) } else { ty })));
         check(mistyped, &[&name]);
     }
 }

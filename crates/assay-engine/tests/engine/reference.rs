@@ -3,15 +3,17 @@
 
 use assay_engine::{Family, KvPool, Model, Runner, Slice};
 use assay_gguf::{GgmlType, Gguf};
-use assay_num::{KV_CHUNK, KvChunk, RopeStyle, RopeTable, f16, scalar};
+use assay_num::{KV_CHUNK, KvChunk, RopeStyle, RopeTable, Scoring, f16, scalar};
 
-use crate::support::{F32, FAMILIES, Random, Tiny, letter};
+use crate::support::{ATTENTION_CAP, F32, FAMILIES, LOCAL_BASE, LOGIT_CAP, Random, Tiny, letter};
 
 struct Reference {
     tiny: Tiny,
     bytes: Vec<u8>,
     gguf: Gguf,
     rope: RopeTable,
+    /// Gemma3's, of layers with a window.
+    local_rope: RopeTable,
     /// Per layer and kv head: chunks of keys (transposed) and values.
     cache: Vec<Vec<(Vec<u16>, Vec<u16>)>>,
     position: usize,
@@ -22,9 +24,11 @@ impl Reference {
         let bytes = tiny.bytes();
         let gguf = Gguf::parse(&bytes).expect("a valid file");
         let factors = tiny.rope_freqs.then(|| floats(&gguf, &bytes, "rope_freqs.weight"));
-        let rope = RopeTable::new(tiny.context as usize, tiny.rope_dims as usize, 10_000.0, factors.as_deref());
+        let (context, dims) = (tiny.context as usize, tiny.rope_dims as usize);
+        let rope = RopeTable::new(context, dims, 10_000.0, factors.as_deref()).expect("a valid table");
+        let local_rope = RopeTable::new(context, dims, f64::from(LOCAL_BASE), None).expect("a valid table");
         let heads = (tiny.n_layers * tiny.n_kv_heads) as usize;
-        Reference { tiny, bytes, gguf, rope: rope.expect("a valid table"), cache: vec![Vec::new(); heads], position: 0 }
+        Reference { tiny, bytes, gguf, rope, local_rope, cache: vec![Vec::new(); heads], position: 0 }
     }
 
     fn tensor(&self, name: &str) -> Vec<f32> {
@@ -45,20 +49,35 @@ impl Reference {
     fn feed(&mut self, token: u32) -> Vec<f32> {
         let width = self.tiny.width as usize;
         let mut x = self.tensor("token_embd.weight")[token as usize * width..][..width].to_vec();
+        let family = self.tiny.family;
+        let is_gemma = matches!(family, Family::Gemma | Family::Gemma2 | Family::Gemma3);
+        if is_gemma {
+            x.iter_mut().for_each(|x| *x *= (width as f32).sqrt());
+        }
         for layer in 0..self.tiny.n_layers {
             let name = |part: &str| format!("blk.{layer}.{part}.weight");
             let n = self.norm(&name("attn_norm"), &x);
             let [q, k, v] = self.qkv(layer, &n);
             let a = self.attention(layer as usize, q, k, v);
-            add(&mut x, &self.product(&name("attn_output"), &a));
+            self.add(&mut x, self.product(&name("attn_output"), &a), &name("post_attention_norm"));
             let n = self.norm(&name("ffn_norm"), &x);
             let [gate, up] = self.gate_up(layer, &n);
-            let inner: Vec<f32> = gate.iter().zip(&up).map(|(gate, up)| scalar::silu(*gate) * up).collect();
-            add(&mut x, &self.product(&name("ffn_down"), &inner));
+            let act = if is_gemma { scalar::gelu } else { scalar::silu };
+            let inner: Vec<f32> = gate.iter().zip(&up).map(|(gate, up)| act(*gate) * up).collect();
+            self.add(&mut x, self.product(&name("ffn_down"), &inner), &name("post_ffw_norm"));
         }
         self.position += 1;
         let output = if self.tiny.tied { "token_embd.weight" } else { "output.weight" };
-        self.product(output, &self.norm("output_norm.weight", &x))
+        let logits = self.product(output, &self.norm("output_norm.weight", &x));
+        let cap = |logit| if family == Family::Gemma2 { scalar::softcap(logit, LOGIT_CAP) } else { logit };
+        logits.into_iter().map(cap).collect()
+    }
+
+    /// Adds `y` to the residual stream, normed where the family has weights for that.
+    fn add(&self, x: &mut [f32], y: Vec<f32>, norm: &str) {
+        let has_norm = matches!(self.tiny.family, Family::Gemma2 | Family::Gemma3);
+        let y = if has_norm { self.norm(norm, &y) } else { y };
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
     }
 
     fn qkv(&self, layer: u32, n: &[f32]) -> [Vec<f32>; 3] {
@@ -66,13 +85,15 @@ impl Reference {
         let (q, kv) = ((n_heads * head_dim) as usize, (n_kv_heads * head_dim) as usize);
         let part = |part: &str| format!("blk.{layer}.attn_{part}");
         match family {
-            Family::Llama => ["q", "k", "v"].map(|name| self.product(&part(&format!("{name}.weight")), n)),
+            Family::Llama | Family::Gemma | Family::Gemma2 => {
+                ["q", "k", "v"].map(|name| self.product(&part(&format!("{name}.weight")), n))
+            }
             Family::Qwen2 => ["q", "k", "v"].map(|name| {
                 let product = self.product(&part(&format!("{name}.weight")), n);
                 let bias = self.tensor(&part(&format!("{name}.bias")));
                 product.iter().zip(bias).map(|(x, b)| x + b).collect()
             }),
-            Family::Qwen3 => ["q", "k", "v"].map(|name| {
+            Family::Qwen3 | Family::Gemma3 => ["q", "k", "v"].map(|name| {
                 let product = self.product(&part(&format!("{name}.weight")), n);
                 let heads = product.chunks(head_dim as usize);
                 let norm = |head| self.norm(&part(&format!("{name}_norm.weight")), head);
@@ -97,10 +118,18 @@ impl Reference {
     fn attention(&mut self, layer: usize, mut q: Vec<f32>, mut k: Vec<f32>, v: Vec<f32>) -> Vec<f32> {
         let head_dim = self.tiny.head_dim as usize;
         let (n_heads, n_kv_heads) = (self.tiny.n_heads as usize, self.tiny.n_kv_heads as usize);
+        let is_local = matches!(self.tiny.family, Family::Gemma2 | Family::Gemma3) && layer.is_multiple_of(2);
+        let local_rope = is_local && self.tiny.family == Family::Gemma3;
+        let rope = if local_rope { &self.local_rope } else { &self.rope };
+        let scoring = Scoring {
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: (self.tiny.family == Family::Gemma2).then_some(ATTENTION_CAP),
+            window: is_local.then_some(self.tiny.window as usize),
+        };
         for head in q.chunks_mut(head_dim).chain(k.chunks_mut(head_dim)) {
             let is_llama = self.tiny.family == Family::Llama;
             let style = if is_llama { RopeStyle::Interleaved } else { RopeStyle::Halves };
-            scalar::rope(head, self.position, &self.rope, style);
+            scalar::rope(head, self.position, rope, style);
         }
         let mut out = vec![0.0; q.len()];
         for kv_head in 0..n_kv_heads {
@@ -117,15 +146,11 @@ impl Reference {
             let chunks: Vec<KvChunk<'_>> = cache.iter().map(|(k, v)| KvChunk { k, v }).collect();
             for head in (0..n_heads).filter(|head| head * n_kv_heads / n_heads == kv_head) {
                 let (q, out) = (&q[head * head_dim..][..head_dim], &mut out[head * head_dim..][..head_dim]);
-                scalar::attend(q, &chunks, self.position + 1, 1.0 / (head_dim as f32).sqrt(), out);
+                scalar::attend(q, &chunks, self.position + 1, scoring, out);
             }
         }
         out
     }
-}
-
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
 fn floats(gguf: &Gguf, bytes: &[u8], name: &str) -> Vec<f32> {
@@ -160,7 +185,7 @@ fn the_graph_is_the_one_written_here() {
     let f16 = Tiny { ty: GgmlType::F16, odd_ty: GgmlType::F32, ..crate::support::F16 };
     for tiny in [F32, Tiny { tied: false, n_kv_heads: 2, n_layers: 3, ..F32 }, f16].into_iter().chain(FAMILIES) {
         let mut random = Random(9);
-        let tokens: Vec<u32> = (0..KV_CHUNK + 20).map(|_| letter(random.below(26) as u32)).collect();
+        let tokens: Vec<u32> = (0..KV_CHUNK + 70).map(|_| letter(random.below(26) as u32)).collect();
         let got = engine_logits(&tiny.model(), &tokens);
         let mut reference = Reference::new(tiny);
         for (position, (token, got)) in tokens.iter().zip(&got).enumerate() {

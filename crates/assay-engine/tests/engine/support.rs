@@ -24,6 +24,8 @@ pub struct Tiny {
     pub head_dim: u32,
     pub rope_dims: u32,
     pub context: u32,
+    /// Of all layers but each second one; 0 for none.
+    pub window: u32,
     pub tied: bool,
     pub rope_freqs: bool,
     pub ty: GgmlType,
@@ -43,6 +45,7 @@ pub const Q8: Tiny = Tiny {
     head_dim: 16,
     rope_dims: 16,
     context: 1024,
+    window: 0,
     tied: true,
     rope_freqs: false,
     ty: GgmlType::Q8_0,
@@ -79,11 +82,35 @@ pub const QWEN3: Tiny = Tiny { family: Family::Qwen3, head_dim: 32, rope_dims: 3
 /// q, k and v in one tensor, gate and up in another; partial rotation.
 pub const PHI3: Tiny = Tiny { family: Family::Phi3, rope_dims: 12, tied: false, seed: 7, ..F32 };
 
-/// One of each family but Llama, F32.
-pub const FAMILIES: [Tiny; 3] = [QWEN2, QWEN3, PHI3];
+/// Gelu, scaled embeddings.
+pub const GEMMA: Tiny = Tiny { family: Family::Gemma, head_dim: 24, rope_dims: 24, seed: 8, ..F32 };
 
-pub const ALL: [Tiny; 7] =
-    [Q8, F16, F32, MIXED, Tiny { ty: GgmlType::Q8_0, odd_ty: GgmlType::F16, ..QWEN2 }, QWEN3, PHI3];
+/// Post-norms, caps, and a window shorter than a chunk of the KV memory in the first layer of two.
+pub const GEMMA2: Tiny = Tiny { family: Family::Gemma2, window: 100, n_layers: 3, seed: 9, ..GEMMA };
+
+/// Post-norms, normed heads, and a window longer than a chunk, with another rotation.
+pub const GEMMA3: Tiny = Tiny { family: Family::Gemma3, window: 300, n_layers: 3, seed: 10, ..GEMMA };
+
+/// One of each family but Llama, F32.
+pub const FAMILIES: [Tiny; 6] = [QWEN2, QWEN3, PHI3, GEMMA, GEMMA2, GEMMA3];
+
+pub const ALL: [Tiny; 10] = [
+    Q8,
+    F16,
+    F32,
+    MIXED,
+    Tiny { ty: GgmlType::Q8_0, odd_ty: GgmlType::F16, ..QWEN2 },
+    QWEN3,
+    PHI3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+];
+
+/// Soft caps of [`GEMMA2`], low enough to matter, and the base of [`GEMMA3`]'s second rotation.
+pub const ATTENTION_CAP: f32 = 3.0;
+pub const LOGIT_CAP: f32 = 4.0;
+pub const LOCAL_BASE: f32 = 500.0;
 
 /// Letters `a` to `z` follow `<unk>`, `<s>`, `</s>` and the 256 bytes.
 pub const VOCAB: u32 = 3 + 256 + 26;
@@ -117,6 +144,22 @@ impl Tiny {
         ];
         for (key, value) in metadata {
             writer.set(&key.replace('*', family), value);
+        }
+        let extra: &[(&str, Value)] = match self.family {
+            Family::Gemma2 => &[
+                ("attn_logit_softcapping", Value::F32(ATTENTION_CAP)),
+                ("final_logit_softcapping", Value::F32(LOGIT_CAP)),
+                ("attention.sliding_window", Value::U32(self.window)),
+            ],
+            Family::Gemma3 => &[
+                ("attention.sliding_window", Value::U32(self.window)),
+                ("attention.sliding_window_pattern", Value::U32(2)),
+                ("rope.freq_base_swa", Value::F32(LOCAL_BASE)),
+            ],
+            _ => &[],
+        };
+        for (key, value) in extra {
+            writer.set(&format!("{family}.{key}"), value.clone());
         }
         let mut texts = vec!["<unk>".to_owned(), "<s>".into(), "</s>".into()];
         texts.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
@@ -183,7 +226,11 @@ impl Tiny {
             all.push(("attn_k.bias", vec![kv], GgmlType::F32));
             all.push(("attn_v.bias", vec![kv], GgmlType::F32));
         }
-        if self.family == Family::Qwen3 {
+        if matches!(self.family, Family::Gemma2 | Family::Gemma3) {
+            all.push(("post_attention_norm.weight", vec![width], GgmlType::F32));
+            all.push(("post_ffw_norm.weight", vec![width], GgmlType::F32));
+        }
+        if matches!(self.family, Family::Qwen3 | Family::Gemma3) {
             all.push(("attn_q_norm.weight", vec![head_dim], GgmlType::F32));
             all.push(("attn_k_norm.weight", vec![head_dim], GgmlType::F32));
         }

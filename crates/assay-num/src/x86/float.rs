@@ -15,12 +15,12 @@ macro_rules! float_kernels {
     ($features:literal, attend: $tiles:tt, dot: $dots:tt) => {
         use std::ops::Range;
 
-        use crate::attend::{AttendScratch, KV_CHUNK, KvChunk};
+        use crate::attend::{AttendScratch, KV_CHUNK, KvChunk, Scoring};
         use crate::f16;
         use crate::matmul::Columns;
         use crate::matrix::{FLOAT_ROWS, FloatWeights};
         use crate::rope::{RopeStyle, RopeTable};
-        use crate::scalar::{self, EXP_MAX, EXP_MIN, EXP_POLY, LANES, LN2_HIGH, LN2_LOW, LOG2_E};
+        use crate::scalar::{self, EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LANES, LN2_HIGH, LN2_LOW, LOG2_E};
         use crate::x86::float::at16;
 
         /// [`scalar::exp`] of each lane.
@@ -63,6 +63,39 @@ macro_rules! float_kernels {
             }
             for ((gate, up), out) in gate_tail.iter().zip(up_tail).zip(out_tail) {
                 *out = scalar::silu(*gate) * up;
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(crate) fn gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+            let (gate, gate_tail) = gate.as_chunks::<LANES>();
+            let (up, up_tail) = up.as_chunks::<LANES>();
+            let (out, out_tail) = out.as_chunks_mut::<LANES>();
+            for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+                let x = load(gate);
+                let p = fma(mul(x, x), splat(GELU_CUBIC), splat(1.0));
+                let z = mul(mul(x, p), splat(-GELU_SCALE));
+                let y = div(x, add(splat(1.0), exp_lanes(z)));
+                store(mul(y, load(up)), out);
+            }
+            for ((gate, up), out) in gate_tail.iter().zip(up_tail).zip(out_tail) {
+                *out = scalar::gelu(*gate) * up;
+            }
+        }
+
+        /// [`scalar::softcap`] of each element.
+        #[target_feature(enable = $features)]
+        pub(crate) fn softcap(x: &mut [f32], cap: f32) {
+            let (x, tail) = x.as_chunks_mut::<LANES>();
+            let factor = splat(2.0 / cap);
+            for out in x {
+                let x = load(out);
+                let e = exp_lanes(mul(x, factor));
+                let t = sub(splat(1.0), div(splat(2.0), add(splat(1.0), e)));
+                store(fma(t, splat(cap), mul(x, zero())), out);
+            }
+            for x in tail {
+                *x = scalar::softcap(*x, cap);
             }
         }
 
@@ -185,7 +218,7 @@ macro_rules! float_kernels {
             q: &[f32],
             n_keys: &[usize],
             chunks: &[KvChunk<'_>],
-            scale: f32,
+            scoring: Scoring,
             scratch: &mut AttendScratch,
             out: &mut [f32],
         ) {
@@ -195,15 +228,23 @@ macro_rules! float_kernels {
                 let before = c * KV_CHUNK;
                 let mut i = 0;
                 while i < n_keys.len() {
-                    if n_keys[i] <= before {
+                    // Whether a query sees keys of this chunk, and whether they are its first.
+                    let seen = |n: usize| {
+                        let first = scoring.first_key(n);
+                        (n > before && first < before + KV_CHUNK).then_some(first >= before)
+                    };
+                    let Some(first) = seen(n_keys[i]) else {
                         i += 1;
                         continue;
-                    }
-                    let run = n_keys[i..].iter().take_while(|&&n| n > before).count();
+                    };
+                    let run = n_keys[i..].iter().take_while(|&&n| seen(n) == Some(first)).count();
                     $(
                         if run >= $nq {
-                            let n = std::array::from_fn(|j| (n_keys[i + j] - before).min(KV_CHUNK));
-                            attend_tile::<$nq, $np>(i, n, q, chunk, c == 0, scale, scratch, out);
+                            let valid = std::array::from_fn(|j| {
+                                let n = n_keys[i + j];
+                                (scoring.first_key(n).saturating_sub(before), (n - before).min(KV_CHUNK))
+                            });
+                            attend_tile::<$nq, $np>(i, valid, q, chunk, first, scoring, scratch, out);
                             i += $nq;
                             continue;
                         }
@@ -215,33 +256,36 @@ macro_rules! float_kernels {
             }
         }
 
-        /// One chunk for queries `i..i + NQ`, of whose positions query j sees the first `n[j]`.
+        /// One chunk for queries `i..i + NQ`, of whose positions query j sees those from `valid[j].0` to `valid[j].1`.
         #[target_feature(enable = $features)]
         #[expect(clippy::too_many_arguments, reason = "one register tile; a struct would only rename them")]
         fn attend_tile<const NQ: usize, const NP: usize>(
             i: usize,
-            n: [usize; NQ],
+            valid: [(usize, usize); NQ],
             q: &[f32],
             chunk: &KvChunk<'_>,
             first: bool,
-            scale: f32,
+            scoring: Scoring,
             scratch: &mut AttendScratch,
             out: &mut [f32],
         ) {
             let head_dim = chunk.k.len() / KV_CHUNK;
             let range = i * head_dim..(i + NQ) * head_dim;
             let (q, out) = (&q[range.clone()], &mut out[range]);
-            let n_max = n.iter().fold(0, |a, &b| a.max(b));
+            let from_min = valid.iter().fold(KV_CHUNK, |a, b| a.min(b.0));
+            let n_max = valid.iter().fold(0, |a, b| a.max(b.1));
             let scores = &mut scratch.scores[..NQ * KV_CHUNK];
-            for p in (0..n_max).step_by(NP * LANES) {
-                score_tile::<NQ, NP>(q, chunk.k, p, scale, scores);
+            // Positions before the first group that a query sees need no score.
+            let step = NP * LANES;
+            for p in (from_min - from_min % step..n_max).step_by(step) {
+                score_tile::<NQ, NP>(q, chunk.k, p, scoring.scale, scores);
             }
             let mut state = [(0.0, 0.0); NQ];
             for (j, scores) in scores.chunks_exact_mut(KV_CHUNK).enumerate() {
-                state[j] = softmax(scores, n[j]);
+                state[j] = softmax(scores, valid[j], scoring.softcap);
             }
             let values = if first { &mut *out } else { &mut scratch.out[..NQ * head_dim] };
-            weigh_values::<NQ>(scores, &n, chunk.v, values);
+            weigh_values::<NQ>(scores, &valid, chunk.v, values);
             for j in 0..NQ {
                 scratch.state[i + j] = if first {
                     state[j]
@@ -279,11 +323,15 @@ macro_rules! float_kernels {
             }
         }
 
-        /// Turns the first `n` scores into weights `exp(s - m)`; returns m and the sum of the weights.
+        /// Turns the scores at `from..n` into weights `exp(s - m)`; returns m and the sum of the weights.
         #[inline]
         #[target_feature(enable = $features)]
-        fn softmax(scores: &mut [f32], n: usize) -> (f32, f32) {
+        fn softmax(scores: &mut [f32], (from, n): (usize, usize), cap: Option<f32>) -> (f32, f32) {
             let padded = n.next_multiple_of(LANES);
+            if let Some(cap) = cap {
+                softcap(&mut scores[from - from % LANES..padded], cap);
+            }
+            scores[..from].fill(f32::NEG_INFINITY);
             // exp(-inf - m) is +0, and adding +0 to a sum of non-negative values changes no bit.
             scores[n..padded].fill(f32::NEG_INFINITY);
             let (scores, _) = scores[..padded].as_chunks_mut::<LANES>();
@@ -303,37 +351,52 @@ macro_rules! float_kernels {
             (m, lane_sum(lanes))
         }
 
-        /// `out[j][d] = fma chain over p ascending of weight[j][p] * v[p][d]`, p below n[j].
+        /// `out[j][d] = fma chain over p ascending of weight[j][p] * v[p][d]`, p from `valid[j].0` to `valid[j].1`.
         #[inline]
         #[target_feature(enable = $features)]
-        fn weigh_values<const NQ: usize>(weights: &[f32], n: &[usize; NQ], v: &[u16], out: &mut [f32]) {
+        fn weigh_values<const NQ: usize>(weights: &[f32], valid: &[(usize, usize); NQ], v: &[u16], out: &mut [f32]) {
             let head_dim = out.len() / NQ;
             let mut d = 0;
             while d + 4 * LANES <= head_dim {
-                value_tile::<NQ, 4>(weights, n, v, d, out);
+                value_tile::<NQ, 4>(weights, valid, v, d, out);
                 d += 4 * LANES;
             }
             while d + LANES <= head_dim {
-                value_tile::<NQ, 1>(weights, n, v, d, out);
+                value_tile::<NQ, 1>(weights, valid, v, d, out);
                 d += LANES;
             }
             for d in d..head_dim {
                 for j in 0..NQ {
-                    let weights = &weights[j * KV_CHUNK..][..n[j]];
-                    let chain = |o, (p, &e): (usize, &f32)| scalar::fma(e, f16::to_f32(v[p * head_dim + d]), o);
-                    out[j * head_dim + d] = weights.iter().enumerate().fold(0.0, chain);
+                    let weights = &weights[j * KV_CHUNK..][..KV_CHUNK];
+                    let chain = |o, p: usize| scalar::fma(weights[p], f16::to_f32(v[p * head_dim + d]), o);
+                    out[j * head_dim + d] = (valid[j].0..valid[j].1).fold(0.0, chain);
                 }
             }
         }
 
-        /// Dimensions `d..d + 16 * ND` of NQ queries: together as far as all see the positions, then one by one.
+        /// Dimensions `d..d + 16 * ND` of NQ queries: positions that all see together, those before and after one by one.
         #[inline]
         #[target_feature(enable = $features)]
-        fn value_tile<const NQ: usize, const ND: usize>(weights: &[f32], n: &[usize; NQ], v: &[u16], d: usize, out: &mut [f32]) {
+        fn value_tile<const NQ: usize, const ND: usize>(
+            weights: &[f32],
+            valid: &[(usize, usize); NQ],
+            v: &[u16],
+            d: usize,
+            out: &mut [f32],
+        ) {
             let head_dim = out.len() / NQ;
-            let n_all = n.iter().fold(KV_CHUNK, |a, &b| a.min(b));
+            let from_all = valid.iter().fold(0, |a, b| a.max(b.0));
+            let n_all = valid.iter().fold(KV_CHUNK, |a, b| a.min(b.1)).max(from_all);
             let mut sums = [[zero(); ND]; NQ];
-            for (p, v) in v.chunks_exact(head_dim).take(n_all).enumerate() {
+            for j in 0..NQ {
+                for p in valid[j].0..from_all.min(valid[j].1) {
+                    let e = splat(weights[j * KV_CHUNK + p]);
+                    for b in 0..ND {
+                        sums[j][b] = fma(e, load_f16(at16(v, p * head_dim + d + b * LANES)), sums[j][b]);
+                    }
+                }
+            }
+            for (p, v) in v.chunks_exact(head_dim).enumerate().take(n_all).skip(from_all) {
                 let (v, _) = v[d..d + ND * LANES].as_chunks::<LANES>();
                 let mut values = [zero(); ND];
                 for b in 0..ND {
@@ -347,7 +410,7 @@ macro_rules! float_kernels {
                 }
             }
             for j in 0..NQ {
-                for p in n_all..n[j] {
+                for p in n_all..valid[j].1 {
                     let e = splat(weights[j * KV_CHUNK + p]);
                     for b in 0..ND {
                         sums[j][b] = fma(e, load_f16(at16(v, p * head_dim + d + b * LANES)), sums[j][b]);

@@ -14,7 +14,7 @@ mod q8_avx512;
 /// As AVX2, with `vpdpbusd` for the `Q8_0` products.
 pub(crate) mod avx_vnni {
     pub(crate) use super::avx2::{
-        attend_many, dot_groups_f16, dot_groups_f32, exp, narrow, quantize, rms_norm, rope, silu_mul,
+        attend_many, dot_groups_f16, dot_groups_f32, exp, gelu_mul, narrow, quantize, rms_norm, rope, silu_mul, softcap,
     };
     pub(crate) use super::q8_avx2::q8_groups_vnni as q8_groups;
 }
