@@ -1,7 +1,7 @@
 //! A model as the gateway sees it: names, tokenizer and chat template. No weights.
 
 use assay_api::Message;
-use assay_gguf::{ChatMessage, ChatTemplate, Gguf, GgufError, Limits, Tokenizer, TokenizerError};
+use assay_gguf::{ChatMessage, ChatTemplate, Gguf, GgufError, Limits, Tokenizer, TokenizerError, chat_tokens};
 use assay_types::{JobLimits, Manifest, ModelId, TokenId};
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ impl GatewayModel {
         JobLimits { vocab_size: self.tokenizer.vocab_size(), context_length: self.context_length }
     }
 
-    /// The prompt of a chat: the template's text, with the beginning-of-text token unless the template wrote it.
+    /// The prompt of a chat: the template's text. Special tokens are not read from what the messages say.
     ///
     /// # Errors
     /// [`PromptError`].
@@ -81,10 +81,8 @@ impl GatewayModel {
             .iter()
             .map(|m| ChatMessage { role: m.role.template_name().into(), content: m.content.clone() })
             .collect();
-        let text =
-            template.render(&messages, true, &Limits::default()).map_err(|e| PromptError::Template(e.to_string()))?;
-        let has_bos = self.tokenizer.bos().is_some_and(|bos| text.starts_with(self.tokenizer.token_text(bos)));
-        Ok(self.tokenizer.encode(&text, !has_bos, true))
+        chat_tokens(&self.tokenizer, template, &messages, &Limits::default())
+            .map_err(|e| PromptError::Template(e.to_string()))
     }
 
     /// The prompt of a completion. Special tokens are not read from the text.

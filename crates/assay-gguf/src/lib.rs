@@ -5,6 +5,7 @@
 //! `assay-store`'s; arithmetic on tensors is `assay-num`'s.
 
 mod bpe;
+mod chat;
 mod decode;
 mod ggml;
 mod gguf;
@@ -23,6 +24,7 @@ mod value;
 mod vocab;
 pub mod write;
 
+pub use chat::chat_tokens;
 pub use decode::TextDecoder;
 pub use ggml::GgmlType;
 pub use gguf::{FromValue, Gguf, GgufError, TensorInfo};

@@ -44,8 +44,9 @@ impl Specials {
         Ok(Self { texts, starts })
     }
 
-    /// Cuts `text` at special tokens; no text fragment is empty.
-    pub(crate) fn split<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Fragment<'a>> {
+    /// Cuts `text` at special tokens; no text fragment is empty. No token starts right behind `shield`.
+    pub(crate) fn split<'a>(&'a self, text: &'a str, shield: Option<char>) -> impl Iterator<Item = Fragment<'a>> {
+        let shielded = move |before: &str| shield.is_some_and(|mark| before.ends_with(mark));
         let mut rest = text;
         let mut found = None;
         std::iter::from_fn(move || {
@@ -55,7 +56,10 @@ impl Specials {
             if rest.is_empty() {
                 return None;
             }
-            let hit = (0..rest.len()).find_map(|at| self.at(&rest.as_bytes()[at..]).map(|(len, id)| (at, len, id)));
+            let hit = (0..rest.len()).find_map(|at| {
+                let (len, id) = self.at(&rest.as_bytes()[at..])?;
+                (!shielded(&rest[..at])).then_some((at, len, id))
+            });
             let Some((at, len, id)) = hit else { return Some(Fragment::Text(std::mem::take(&mut rest))) };
             // A special token's text starts and ends at character boundaries, so its places in a text do too.
             let before = &rest[..at];
@@ -66,6 +70,19 @@ impl Specials {
             found = Some(id);
             Some(Fragment::Text(before))
         })
+    }
+
+    /// `text` with `mark` before each place where a special token starts; `None` if there is no such place.
+    pub(crate) fn shield(&self, text: &str, mark: char) -> Option<String> {
+        let starts = |at: usize| self.at(&text.as_bytes()[at..]).is_some();
+        let mut shielded = String::new();
+        let mut done = 0;
+        for (at, _) in text.char_indices().filter(|&(at, _)| starts(at)) {
+            shielded.push_str(&text[done..at]);
+            shielded.push(mark);
+            done = at;
+        }
+        (!shielded.is_empty()).then(|| shielded + &text[done..])
     }
 
     /// Length and id of the longest special token that `text` starts with.

@@ -123,8 +123,8 @@ impl ChatTemplate {
         Ok(Self { env, uncharged_len_max: guarded.captured_raw_len_max, bos_token, eos_token })
     }
 
-    /// The prompt for `messages`. With `add_generation_prompt` it ends where the assistant's words begin. Encode it with
-    /// `parse_special`, and without `add_special` if it starts with the begin-of-sequence token already.
+    /// The prompt for `messages`. With `add_generation_prompt` it ends where the assistant's words begin. [`crate::chat_tokens`]
+    /// makes tokens of it.
     ///
     /// # Errors
     /// [`TemplateError`]: refused by the template, a limit reached, or a template that fails.

@@ -21,6 +21,8 @@ pub struct Tokenizer {
     user_defined: Specials,
     /// Found in a text whose special tokens are to be parsed.
     all_special: Specials,
+    /// Those of them that no message may forge.
+    controls: Specials,
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
@@ -147,6 +149,7 @@ impl Tokenizer {
             printed_ends,
             user_defined: Specials::new(&vocab, &[Kind::UserDefined])?,
             all_special: Specials::new(&vocab, &[Kind::UserDefined, Kind::Control, Kind::Unknown])?,
+            controls: Specials::new(&vocab, &[Kind::Control, Kind::Unknown])?,
             bos,
             eos,
             add_bos: add_bos && bos.is_some(),
@@ -168,32 +171,64 @@ impl Tokenizer {
             out.extend(self.bos);
         }
         let specials = if parse_special { &self.all_special } else { &self.user_defined };
+        self.encode_fragments(specials.split(text, None), &mut out);
+        if add_special && self.add_eos {
+            out.extend(self.eos);
+        }
+        out
+    }
+
+    /// Token ids of a text from a template in which messages are shielded ([`Self::shield`]): special tokens are read
+    /// where the template wrote them, the messages' text becomes what `encode` without `parse_special` makes of it.
+    pub(crate) fn encode_shielded(&self, text: &str, mark: char) -> Vec<u32> {
+        let mut out = Vec::new();
+        let plain: Vec<Result<String, u32>> = self
+            .all_special
+            .split(text, Some(mark))
+            .map(|fragment| match fragment {
+                Fragment::Text(text) => Ok(text.replace(mark, "")),
+                Fragment::Token(id) => Err(id),
+            })
+            .collect();
+        let fragments = plain.iter().flat_map(|fragment| {
+            let (text, token) = match fragment {
+                Ok(text) => (text.as_str(), None),
+                Err(id) => ("", Some(Fragment::Token(*id))),
+            };
+            self.user_defined.split(text, None).chain(token)
+        });
+        self.encode_fragments(fragments, &mut out);
+        out
+    }
+
+    /// `text` with `mark` wherever a control token could be read; `None` if there is no such place.
+    pub(crate) fn shield(&self, text: &str, mark: char) -> Option<String> {
+        self.controls.shield(text, mark)
+    }
+
+    fn encode_fragments<'a>(&self, fragments: impl Iterator<Item = Fragment<'a>>, out: &mut Vec<u32>) {
         match &self.scheme {
             Scheme::Bpe(bpe) => {
                 let mut scratch = bpe::Scratch::default();
-                for fragment in specials.split(text) {
+                for fragment in fragments {
                     match fragment {
                         Fragment::Token(id) => out.push(id),
-                        Fragment::Text(text) => bpe.encode(&self.vocab, text, &mut scratch, &mut out),
+                        Fragment::Text(text) => bpe.encode(&self.vocab, text, &mut scratch, out),
                     }
                 }
             }
             Scheme::Spm(spm) => {
                 let mut scratch = spm::Scratch::default();
                 let mut at_start = true;
-                for fragment in specials.split(text) {
+                for fragment in fragments {
                     match fragment {
                         Fragment::Token(id) => out.push(id),
-                        Fragment::Text(text) => spm.encode(&self.vocab, text, at_start, &mut scratch, &mut out),
+                        Fragment::Text(text) => spm.encode(&self.vocab, text, at_start, &mut scratch, out),
                     }
                     at_start = matches!(fragment, Fragment::Token(_));
                 }
             }
         }
-        if add_special && self.add_eos {
-            out.extend(self.eos);
-        }
-        out
     }
 
     /// Bytes that token `id` prints: nothing for control tokens and ids outside the vocabulary. Not always valid UTF-8

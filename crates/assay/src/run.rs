@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use assay_engine::{Engine, EngineEvent, EngineOptions, Model, Shutdown, SinkState};
-use assay_gguf::{ChatMessage, OutputLimits, OutputText};
+use assay_gguf::{ChatMessage, OutputLimits, OutputText, chat_tokens};
 use assay_num::Isa;
 use assay_types::{B256, Finish, Job, MICRO, ModelId, Sampling, TokenId};
 use serde_json::json;
@@ -198,9 +198,7 @@ fn prompt_tokens(args: &RunArgs, model: &Model) -> anyhow::Result<Vec<TokenId>> 
         None => Ok(tokenizer.encode(&args.prompt, true, false)),
         Some(template) => {
             let message = ChatMessage { role: "user".to_owned(), content: args.prompt.clone() };
-            let text = template.render(&[message], true, &assay_gguf::Limits::default())?;
-            let has_bos = tokenizer.bos().is_some_and(|bos| text.starts_with(tokenizer.token_text(bos)));
-            Ok(tokenizer.encode(&text, !has_bos, true))
+            Ok(chat_tokens(tokenizer, template, &[message], &assay_gguf::Limits::default())?)
         }
     }
 }
