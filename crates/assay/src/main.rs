@@ -48,11 +48,23 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line: what happened, in what, because of what.
-            eprintln!("assay: {error:#}");
+            eprintln!("assay: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// What happened, in what, because of what, in one line. Many errors say their cause themselves; it is not said twice.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.replace('\n', " ")
 }
 
 /// Logs go to standard error, `warn` and above unless ASSAY_LOG says otherwise (`ASSAY_LOG=debug`, or per crate).
@@ -68,4 +80,17 @@ fn start_logging() {
 fn say(line: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+    use anyhow::anyhow;
+
+    #[test]
+    fn an_error_is_one_line_and_no_cause_is_said_twice() {
+        let error = anyhow!("no such file").context("x.gguf: no such file").context("cannot open x.gguf");
+        assert_eq!(one_line(&error), "cannot open x.gguf: x.gguf: no such file");
+        assert_eq!(one_line(&anyhow!("a\nb").context("c")), "c: a b");
+    }
 }

@@ -149,7 +149,14 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 fn open_chain(state: &State, deployer: &PrivateKeySigner) -> anyhow::Result<EmbeddedChain> {
     let clock = Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()));
     let genesis = Genesis::local(LOCAL_CHAIN_ID, deployer.address());
-    Ok(EmbeddedChain::open(&state.dir("chain")?, &genesis, ChainOptions::new(clock))?)
+    let dir = state.dir("chain")?;
+    // A damaged file makes the database panic. The chain turns that into an error, which says more than the panic's
+    // own lines; nothing else runs yet whose panics would go unseen.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let chain = EmbeddedChain::open(&dir, &genesis, ChainOptions::new(clock));
+    std::panic::set_hook(hook);
+    Ok(chain?)
 }
 
 fn serve_chain(chain: &EmbeddedChain, address: SocketAddr) -> anyhow::Result<String> {
@@ -260,9 +267,17 @@ async fn start_gateway(
     listen: SocketAddr,
 ) -> anyhow::Result<GatewayHandle> {
     let client = ChainClient::connect(chain, signer.clone(), ClientOptions::default()).await?;
+    let database = state.dir("gateway")?.join("gateway.sqlite");
+    // A new database would have neither the keys nor the vouchers of this network, so no provider would deal with it.
+    let is_lost = std::fs::metadata(&database).map_or(true, |file| file.len() == 0);
+    ensure!(
+        !(is_lost && state.file("api.key").exists()),
+        "{} is missing or empty; restore a copy, or choose another folder with --dir: nothing was changed",
+        database.display()
+    );
     let config = GatewayConfig {
         listen,
-        database: state.dir("gateway")?.join("gateway.sqlite"),
+        database,
         signer,
         models: vec![model],
         deposit: DEPOSIT,
@@ -280,7 +295,13 @@ async fn api_key(state: &State, gateway: &GatewayHandle) -> anyhow::Result<Strin
     let path = state.file("api.key");
     if path.exists() {
         let key = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        return Ok(key.trim().to_owned());
+        let key = key.trim();
+        ensure!(
+            gateway.keys().check(key).is_some(),
+            "{} does not hold the key that the gateway made; restore a copy, or move it away to get a new key",
+            path.display()
+        );
+        return Ok(key.to_owned());
     }
     let key = gateway.keys().create("local").await?;
     state::write_secret(&path, &key)?;

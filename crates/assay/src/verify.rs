@@ -1,7 +1,6 @@
 //! `assay verify`: is this receipt genuine, and is the answer the one that the model gives?
 
-use crate::load;
-use crate::start_logging;
+use crate::{load, one_line, start_logging};
 use anyhow::{Context, bail};
 use assay_chain::client::Registry;
 use assay_chain::{ChainClient, ClientOptions, PrivateKeySigner};
@@ -53,7 +52,7 @@ pub fn run(args: &VerifyArgs) -> ExitCode {
     let (word, lines, status) = match check(args) {
         Ok(Outcome::Valid(lines)) => ("valid", lines, 0),
         Ok(Outcome::Invalid(why)) => ("invalid", vec![why], 1),
-        Err(error) => ("cannot check", vec![format!("{error:#}")], 2),
+        Err(error) => ("cannot check", vec![one_line(&error)], 2),
     };
     if args.json {
         println!("{}", json!({"result": word, "status": status, "findings": lines}));

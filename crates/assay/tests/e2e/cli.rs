@@ -2,6 +2,7 @@
 
 use crate::support::{Network, assay, shipped};
 use serde_json::Value;
+use std::path::Path;
 use std::process::Output;
 
 fn run(args: &[&str]) -> (i32, String, String) {
@@ -47,7 +48,7 @@ fn bad_arguments_and_files_say_what_is_wrong() {
     std::fs::write(&cut, &whole[..whole.len() / 2]).expect("a file is written");
     let not_a_model = dir.path().join("text.gguf");
     std::fs::write(&not_a_model, "hello").expect("a file is written");
-    let path = |p: &std::path::Path| p.to_str().expect("a path").to_owned();
+    let path = |p: &Path| p.to_str().expect("a path").to_owned();
     let check = |args: &[&str], words: &[&str]| {
         let (status, _, err) = run(args);
         assert_ne!(status, 0, "{args:?}");
@@ -86,12 +87,37 @@ fn up_resumes_its_folder_and_refuses_a_second_use_of_it() {
     assert_eq!((again.key(), again.providers()), (key, providers));
     again.stop();
 
-    // A damaged state file is reported and left as it is.
-    let chain = dir.path().join("chain").join("chain.redb");
-    let size = std::fs::metadata(&chain).expect("the chain has a file").len();
-    std::fs::write(&chain, vec![0xaa; usize::try_from(size).expect("a size")]).expect("the file is damaged");
-    let (status, _, err) = run(&["up", "--dir", path, "--port", "0"]);
-    assert_ne!(status, 0);
-    assert!(err.contains("chain.redb"), "{err}");
-    assert!(std::fs::read(&chain).expect("still there").iter().all(|b| *b == 0xaa), "nothing is overwritten");
+    for (file, damage) in [
+        ("api.key", "sk-assay-0000"),
+        ("deployer.key", "beef"),
+        ("gateway.key", ""),
+        ("network.json", "{"),
+        ("gateway/gateway.sqlite", ""),
+        ("gateway/gateway.sqlite", "SQLite format 3"),
+        ("provider-1/provider.key", "00"),
+        ("provider-1/provider.sqlite", "no database"),
+    ] {
+        refuses(dir.path(), file, |_| damage.as_bytes().to_vec());
+    }
+    refuses(dir.path(), "chain/chain.redb", |whole| vec![0xaa; whole.len()]);
+    // Bytes that are wrong here and there make the chain's database panic.
+    refuses(dir.path(), "chain/chain.redb", |whole| {
+        whole.iter().enumerate().map(|(at, byte)| if at % 997 == 200 { !byte } else { *byte }).collect()
+    });
+    Network::start(dir.path(), &["--providers", "1"]).stop();
+}
+
+/// Damages a state file, sees `assay up` refuse it in words and leave it as it is, and repairs it.
+fn refuses(dir: &Path, file: &str, damage: impl FnOnce(&[u8]) -> Vec<u8>) {
+    let path = dir.join(file);
+    let whole = std::fs::read(&path).expect("a state file");
+    let damaged = damage(&whole);
+    std::fs::write(&path, &damaged).expect("the file is damaged");
+    let dir = dir.to_str().expect("a path");
+    let (status, out, err) = run(&["up", "--dir", dir, "--port", "0", "--providers", "1", "--json"]);
+    assert_eq!((status, out.as_str()), (1, ""), "{file}: {err}");
+    assert!(err.contains(file) && !err.contains("panicked") && !err.contains("backtrace"), "{file}: {err}");
+    assert!(err.lines().count() <= 2, "{file}: {err}");
+    assert_eq!(std::fs::read(&path).expect("still there"), damaged, "{file} is left as it is");
+    std::fs::write(&path, whole).expect("the file is repaired");
 }
