@@ -16,21 +16,28 @@ pub fn default_dir() -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(home).join(".assay/local"))
 }
 
-/// Paths below the folder of a local network.
-#[derive(Clone)]
+/// Paths below the folder of a local network, which is this process's alone as long as this value lives.
 pub struct State {
     root: PathBuf,
+    /// Locked. The lock ends with the process, however that ends.
+    _lock: fs::File,
 }
 
 impl State {
-    /// Creates the folder if it is not there and makes sure that it can be written.
+    /// Creates the folder if it is not there and makes sure that it can be written and that nobody else uses it: two
+    /// first starts at once would each make keys and a chain.
     pub fn open(root: &Path) -> anyhow::Result<Self> {
         let hint = || format!("cannot use {} as the network's folder; choose another with --dir", root.display());
         fs::create_dir_all(root).with_context(hint)?;
         let root = root.canonicalize().with_context(hint)?;
-        let probe = root.join(".write-probe");
-        fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).with_context(hint)?;
-        Ok(Self { root })
+        let lock = fs::File::create(root.join("lock")).with_context(hint)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { root, _lock: lock }),
+            Err(fs::TryLockError::WouldBlock) => {
+                bail!("{} is in use by another assay up; stop it or choose another folder with --dir", root.display())
+            }
+            Err(fs::TryLockError::Error(error)) => Err(error).with_context(hint),
+        }
     }
 
     /// A sub-folder, created if needed.
@@ -115,6 +122,16 @@ impl NetworkFile {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_folder_has_one_user_at_a_time() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let first = State::open(dir.path()).expect("the first user");
+        let error = State::open(dir.path()).err().expect("no second user").to_string();
+        assert!(error.contains("in use by another assay up"), "{error}");
+        drop(first);
+        State::open(dir.path()).expect("the next user");
+    }
 
     #[test]
     fn a_key_is_made_once_for_its_owner_only() {

@@ -77,6 +77,7 @@ pub fn run(args: UpArgs) -> anyhow::Result<()> {
 
 /// What is running, in the order in which it was started.
 struct Running {
+    state: State,
     chain: EmbeddedChain,
     chain_url: String,
     network: Network,
@@ -133,7 +134,7 @@ async fn start(args: &UpArgs, progress: &Say) -> anyhow::Result<Running> {
     let gateway = start_gateway(&state, &chain, &network, gateway_key, model, gateway_listen).await?;
     let key = api_key(&state, &gateway).await?;
     wait_for_channels(&gateway, &providers).await?;
-    Ok(Running { chain, chain_url, network, providers, gateway, key, model: name })
+    Ok(Running { state, chain, chain_url, network, providers, gateway, key, model: name })
 }
 
 /// Binds a port, or says in one line why not.
@@ -349,7 +350,7 @@ impl Running {
     }
 
     async fn stop(self, json: bool) -> anyhow::Result<()> {
-        let Self { chain, network, providers, gateway, .. } = self;
+        let Self { state, chain, network, providers, gateway, .. } = self;
         if let Err(error) = gateway.shutdown().await {
             tracing::error!(%error, "the gateway did not stop cleanly");
         }
@@ -393,6 +394,8 @@ impl Running {
         }
         drop(network);
         chain.close();
+        // Only now may another process have the folder.
+        drop(state);
         Ok(())
     }
 }
