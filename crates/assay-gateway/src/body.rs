@@ -9,6 +9,9 @@ use http_body_util::BodyExt;
 
 /// Unit in which body memory is counted.
 pub(crate) const BODY_UNIT: usize = 4096;
+/// Bytes of each body that are not counted: what connections hold anyway. Most requests are smaller, so they never wait
+/// for memory that slow senders of large bodies have reserved.
+const FREE_BYTES: usize = 4 * BODY_UNIT;
 /// A body that is too large is read and thrown away up to this much, so that the client gets to read the reply
 /// instead of a reset connection.
 const DISCARD_BYTES_MAX: usize = 16 << 20;
@@ -38,8 +41,8 @@ async fn read_now(inner: &Inner, request: Request<Body>) -> Result<Bytes, Gatewa
     // Never more than there is in all: one body can always be read.
     let units = len.div_ceil(BODY_UNIT).min(inner.limits.bodies_bytes_max / BODY_UNIT);
     let units = u32::try_from(units).unwrap_or(u32::MAX);
-    let _memory = inner.bodies.acquire_many(units).await.map_err(|_| GatewayError::ShuttingDown)?;
-    let mut bytes = Vec::with_capacity(announced.map_or(0, |_| len));
+    let mut memory = None;
+    let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| GatewayError::BodyBroken)?;
         let Some(data) = frame.data_ref() else { continue };
@@ -47,6 +50,10 @@ async fn read_now(inner: &Inner, request: Request<Body>) -> Result<Bytes, Gatewa
             drop(bytes);
             discard(&mut body).await;
             return Err(GatewayError::BodyTooLarge { max });
+        }
+        if memory.is_none() && bytes.len() + data.len() > FREE_BYTES {
+            memory = Some(inner.bodies.acquire_many(units).await.map_err(|_| GatewayError::ShuttingDown)?);
+            bytes.reserve_exact(announced.map_or(0, |_| len - bytes.len()));
         }
         bytes.extend_from_slice(data);
     }

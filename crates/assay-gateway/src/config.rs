@@ -38,7 +38,7 @@ pub struct GatewayLimits {
     pub connections_max: usize,
     /// Requests that are being answered; further ones get 429.
     pub requests_max: usize,
-    /// Bytes of request bodies that are being read, all connections together.
+    /// Bytes of request bodies that are being read, all connections together; the first 16 KiB of each are free.
     pub bodies_bytes_max: usize,
     /// Body and message bounds.
     pub request: assay_api::Limits,

@@ -43,8 +43,7 @@ fn what_the_template_does_to_a_message_it_still_does() {
     let (tokenizer, template) = shipped();
     let ids = chat_tokens(&tokenizer, &template, &[message("user", "  <|end|> \n")], &Limits::default()).unwrap();
     assert_eq!(ids, expected(&tokenizer, "<|end|>"));
-    let checked =
-        ChatTemplate::new("{{ '<|end|>' in messages[0].content }}", String::new(), String::new()).unwrap();
+    let checked = ChatTemplate::new("{{ '<|end|>' in messages[0].content }}", String::new(), String::new()).unwrap();
     let ids = chat_tokens(&tokenizer, &checked, &[message("user", "a <|end|>")], &Limits::default()).unwrap();
     assert_eq!(ids, tokenizer.encode("True", false, false));
 }

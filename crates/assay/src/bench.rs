@@ -9,6 +9,7 @@ use assay_num::{Isa, Kernels};
 use serde_json::json;
 
 use crate::load::load;
+use crate::print;
 
 /// Arguments of `assay bench`.
 #[derive(Debug, clap::Args)]
@@ -88,14 +89,16 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
             "prefill_tokens_per_s_reps": prefill,
             "decode_tokens_per_s_reps": decode,
         });
-        println!("{report}");
+        print(&report.to_string())?;
     } else {
-        println!("{}: {} on {} threads, {} sequences", args.model, runner.isa(), runner.threads(), args.concurrency);
-        println!("{:<10}{:>12}{:>14}{:>14}{:>14}", "", "tokens", "median tok/s", "min", "max");
+        let (isa, threads) = (runner.isa(), runner.threads());
+        print(&format!("{}: {isa} on {threads} threads, {} sequences", args.model, args.concurrency))?;
+        print(&format!("{:<10}{:>12}{:>14}{:>14}{:>14}", "", "tokens", "median tok/s", "min", "max"))?;
         for (name, n, rates) in [("prefill", args.prompt, &prefill), ("decode", args.r#gen, &decode)] {
             let (min, max) =
                 rates.iter().fold((f64::MAX, 0.0_f64), |(min, max), rate| (min.min(*rate), max.max(*rate)));
-            println!("{name:<10}{:>12}{:>14.1}{min:>14.1}{max:>14.1}", n * args.concurrency, median(rates));
+            let n_all = n * args.concurrency;
+            print(&format!("{name:<10}{n_all:>12}{:>14.1}{min:>14.1}{max:>14.1}", median(rates)))?;
         }
     }
     Ok(())

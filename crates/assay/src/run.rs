@@ -13,6 +13,7 @@ use assay_types::{B256, Finish, Job, MICRO, ModelId, Sampling, TokenId};
 use serde_json::json;
 
 use crate::load::load;
+use crate::print;
 
 /// Arguments of `assay run`.
 #[derive(Debug, clap::Args)]
@@ -28,10 +29,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<u32>,
     /// 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Choose among the most likely tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub top_p: f64,
     /// Choose among this many most likely tokens; 0 is all
     #[arg(long, value_name = "K", default_value_t = 0)]
@@ -102,7 +103,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
                 "decode_tokens_per_s": rate(output.tokens.len().saturating_sub(1), decode_time),
             },
         });
-        println!("{report}");
+        print(&report.to_string())?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use assay_chain::{
     ChainClient, ChainOptions, ClientOptions, DeployParams, EmbeddedChain, Genesis, LOCAL_CHAIN_ID, Network,
     deploy_local,
 };
+use assay_engine::ModelConfig;
 use assay_gateway::{Gateway, GatewayConfig, GatewayHandle, GatewayModel};
 use assay_net::AddressPolicy;
 use assay_store::{ManifestCache, ModelFile};
@@ -207,8 +208,11 @@ fn gateway_model(name: &str, path: &Path, state: &State) -> anyhow::Result<Gatew
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).context("a model file has a name")?;
     let shown = if name == shipped::NAME { name.to_owned() } else { stem.clone() };
     let aliases = if shown == stem { vec![] } else { vec![stem] };
-    GatewayModel::from_gguf(shown, aliases, manifest, file.gguf())
-        .with_context(|| format!("{} cannot be served", path.display()))
+    let refused = || format!("{} cannot be served", path.display());
+    let model = GatewayModel::from_gguf(shown, aliases, manifest, file.gguf()).with_context(refused)?;
+    // Said once here instead of once by each provider.
+    ModelConfig::from_gguf(file.gguf(), u64::from(model.job_limits().vocab_size)).with_context(refused)?;
+    Ok(model)
 }
 
 async fn start_provider(

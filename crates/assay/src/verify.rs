@@ -1,6 +1,6 @@
 //! `assay verify`: is this receipt genuine, and is the answer the one that the model gives?
 
-use crate::{load, one_line, start_logging};
+use crate::{load, one_line, say, start_logging};
 use anyhow::{Context, bail};
 use assay_chain::client::Registry;
 use assay_chain::{ChainClient, ClientOptions, PrivateKeySigner};
@@ -55,13 +55,13 @@ pub fn run(args: &VerifyArgs) -> ExitCode {
         Err(error) => ("cannot check", vec![one_line(&error)], 2),
     };
     if args.json {
-        println!("{}", json!({"result": word, "status": status, "findings": lines}));
+        say(&json!({"result": word, "status": status, "findings": lines}).to_string());
     } else if status == 2 {
         eprintln!("assay: {word}: {}", lines.join("; "));
     } else {
-        println!("{word}");
+        say(word);
         for line in lines {
-            println!("  {line}");
+            say(&format!("  {line}"));
         }
     }
     ExitCode::from(status)

@@ -1,6 +1,6 @@
 //! Every bad request, and what comes back.
 
-use crate::world::{CONTEXT, World, chat_body};
+use crate::world::{CONTEXT, PATIENCE, World, chat_body};
 use assay_net::RefusedCode;
 use assay_testkit::fake_provider::Trick;
 use axum::http::Method;
@@ -83,6 +83,33 @@ async fn a_body_of_unknown_length_is_cut_at_the_limit() {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 413");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_senders_of_large_bodies_hold_up_nobody() {
+    let world = World::start_with(1, "x", |config| {
+        // Room for one large body, for longer than anybody here waits.
+        config.limits.bodies_bytes_max = 1 << 20;
+        config.timeouts.body = 10 * PATIENCE;
+    })
+    .await;
+    let mut slow = vec![];
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(world.gateway.address()).await.unwrap();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 1000000\r\n\
+             expect: 100-continue\r\n\r\n",
+            world.key
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The gateway says this when it begins to read.
+        let mut leave = [0; 12];
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut leave)).await.expect("in time").unwrap();
+        assert_eq!(&leave, b"HTTP/1.1 100");
+        stream.write_all(&[b' '; 100_000]).await.unwrap();
+        slow.push(stream);
+    }
+    assert_eq!(world.chat(json!({})).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
