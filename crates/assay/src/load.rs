@@ -12,7 +12,7 @@ use assay_num::{Isa, Kernels};
 use assay_store::{ModelFile, manifest_of};
 use assay_types::Manifest;
 
-use crate::shipped;
+use crate::{shipped, tell};
 
 /// Works in silence up to this long.
 const QUIET: Duration = Duration::from_secs(1);
@@ -130,8 +130,7 @@ impl Progress {
         if self.started.elapsed() > QUIET && self.shown != Some(percent) && (self.terminal || self.shown.is_none()) {
             self.shown = Some(percent);
             let (start, end) = if self.terminal { ("\r", "") } else { ("", "\n") };
-            eprint!("{start}{}: {percent} %{end}", self.what);
-            // Progress is a courtesy; a closed stderr is no reason to stop.
+            tell(format_args!("{start}{}: {percent} %{end}", self.what));
             let _ = std::io::stderr().flush();
         }
     }
@@ -140,7 +139,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if self.terminal && self.shown.is_some() {
-            eprintln!();
+            tell(format_args!("\n"));
         }
     }
 }

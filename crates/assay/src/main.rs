@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         // Who piped us into `head` has what they wanted.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("assay: {}", one_line(&error));
+            tell(format_args!("assay: {}\n", one_line(&error)));
             ExitCode::FAILURE
         }
     }
@@ -78,8 +78,10 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("ASSAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    // A log that cannot be written must not stop what logs: reporting that on standard error would panic there.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     // A second call in one process keeps the first subscriber.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = log.try_init();
 }
 
 /// A command's result on standard output, of which the user must get to know if it cannot be written.
@@ -87,6 +89,12 @@ fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     writeln!(std::io::stdout(), "{text}")?;
     Ok(())
+}
+
+/// Text for a person on standard error. That it cannot be written stops nothing.
+fn tell(text: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_fmt(text);
 }
 
 /// One line on standard output. That nobody reads it (any more) is no reason to stop: a provider whose parent was

@@ -3,7 +3,7 @@
 
 use crate::stop::StopSignals;
 use crate::{load, say, start_logging, state};
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use assay_chain::{ChainClient, ClientOptions, Network, NetworkAddresses};
 use assay_engine::EngineOptions;
 use assay_provider::{ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel};
@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a provider is asked whether it can still store receipts.
+const BROKEN_LOOK: Duration = Duration::from_secs(1);
 
 /// Arguments of `assay provide`.
 #[derive(Args)]
@@ -60,7 +64,11 @@ pub fn run(args: &ProvideArgs) -> anyhow::Result<()> {
         bail!("no configuration at {}; `assay up` writes one for each of its providers", args.config.display());
     };
     // The engine has threads of its own; here are sockets, the database and signatures.
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(provide(config))
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(provide(config));
+    // A read of standard input cannot be taken back; waiting for it would be waiting for the parent.
+    runtime.shutdown_background();
+    result
 }
 
 async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
@@ -83,8 +91,9 @@ async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
     let client = ChainClient::connect(config.rpc.as_str(), key.clone(), options)
         .await
         .with_context(|| format!("cannot use the chain at {}", config.rpc))?;
+    let database = config.dir.join("provider.sqlite");
     let options = ProviderConfig {
-        database: config.dir.join("provider.sqlite"),
+        database: database.clone(),
         listen: config.listen.parse().with_context(|| format!("listen: {:?} is no HOST:PORT", config.listen))?,
         endpoint: None,
         signer: key,
@@ -96,9 +105,22 @@ async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
     let network = Arc::new(Network::new(client, config.addresses)?);
     let provider = Provider::start(options, network, vec![served]).await?;
     say(&json!({"ready": true, "id": provider.id(), "endpoint": provider.endpoint().to_string()}).to_string());
-    signals.wait_as_child().await;
+    let is_broken = tokio::select! {
+        () = signals.wait_as_child() => false,
+        () = broken(&provider) => true,
+    };
     let farewell = provider.shutdown().await;
     say(&json!({"stopped": true, "charged": farewell.stats.charged_total}).to_string());
     farewell.settled.map_err(|why| anyhow::anyhow!("the last claim failed and is made at the next start: {why}"))?;
+    // Whoever started it starts it again, and with room on the disk it serves again.
+    ensure!(!is_broken, "receipts could not be stored in {}", database.display());
     Ok(())
+}
+
+/// Returns when the provider cannot store receipts any more.
+async fn broken(provider: &Provider) {
+    let mut looks = tokio::time::interval(BROKEN_LOOK);
+    while !provider.is_broken() {
+        looks.tick().await;
+    }
 }

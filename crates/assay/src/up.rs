@@ -8,7 +8,7 @@ use crate::children::{Ready, Supervised};
 use crate::provide::ProvideConfig;
 use crate::state::{self, NetworkFile, State};
 use crate::stop::StopSignals;
-use crate::{load, say, shipped, start_logging};
+use crate::{load, say, shipped, start_logging, tell};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, bail, ensure};
 use assay_chain::{
@@ -412,7 +412,7 @@ struct Say {
 impl Say {
     fn say(&self, text: &str) {
         if !self.json {
-            eprintln!("{text}");
+            tell(format_args!("{text}\n"));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `assay verify`: is this receipt genuine, and is the answer the one that the model gives?
 
-use crate::{load, one_line, say, start_logging};
+use crate::{load, one_line, say, start_logging, tell};
 use anyhow::{Context, bail};
 use assay_chain::client::Registry;
 use assay_chain::{ChainClient, ClientOptions, PrivateKeySigner};
@@ -57,7 +57,7 @@ pub fn run(args: &VerifyArgs) -> ExitCode {
     if args.json {
         say(&json!({"result": word, "status": status, "findings": lines}).to_string());
     } else if status == 2 {
-        eprintln!("assay: {word}: {}", lines.join("; "));
+        tell(format_args!("assay: {word}: {}\n", lines.join("; ")));
     } else {
         say(word);
         for line in lines {

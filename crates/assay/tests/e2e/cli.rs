@@ -1,9 +1,10 @@
 //! The command line by itself: what a user sees when things are right and when they are not.
 
-use crate::support::{Network, assay, shipped};
-use serde_json::Value;
+use crate::support::{Network, assay, shipped, signal};
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn run(args: &[&str]) -> (i32, String, String) {
     let Output { status, stdout, stderr } = assay().args(args).output().expect("assay runs");
@@ -73,6 +74,38 @@ fn nobody_reading_is_no_error_and_a_full_disk_is_one() {
         assert_eq!(full.status.code(), Some(1), "{args:?}");
         assert!(String::from_utf8_lossy(&full.stderr).contains("No space left"), "{args:?}");
     }
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a device that is full");
+    let mut command = assay();
+    command.env("ASSAY_LOG", "debug").stderr(full);
+    let network = Network::start_as(command, dir.path(), &["--providers", "1"]);
+    let question = json!({"model": "assay-tiny", "messages": [{"role": "user", "content": "Hi"}]});
+    assert!(!network.http().chat(&question).0.is_empty());
+    network.stop();
+}
+
+#[test]
+fn a_provider_that_ends_by_itself_is_started_again() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let network = Network::start(dir.path(), &["--providers", "1"]);
+    let pid = network.pid(&network.providers()[0]);
+    signal("TERM", pid);
+    let question = json!({"model": "assay-tiny", "messages": [{"role": "user", "content": "Hi"}]});
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut was_away = false;
+    loop {
+        let (status, reply) = network.http().post("/v1/chat/completions", &question);
+        was_away |= !Path::new(&format!("/proc/{pid}")).exists();
+        if was_away && status == 200 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "away: {was_away}, {status} {reply}");
+    }
+    network.stop();
 }
 
 #[test]

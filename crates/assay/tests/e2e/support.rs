@@ -32,7 +32,12 @@ pub struct Network {
 impl Network {
     /// Starts `assay up --json --port 0 --dir DIR` with further arguments and waits until it is ready.
     pub fn start(dir: &Path, args: &[&str]) -> Self {
-        let mut child = assay()
+        Self::start_as(assay(), dir, args)
+    }
+
+    /// The same with a command whose environment or standard error the test has set.
+    pub fn start_as(mut command: Command, dir: &Path, args: &[&str]) -> Self {
+        let mut child = command
             .args(["up", "--json", "--port", "0", "--dir"])
             .arg(dir)
             .args(args)
