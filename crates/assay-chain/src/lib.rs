@@ -10,6 +10,7 @@
 pub mod bindings;
 pub mod client;
 pub mod embedded;
+mod signer;
 
 pub use alloy_primitives::{Address, B256, Bytes, U256};
 pub use alloy_signer_local::PrivateKeySigner;
@@ -18,3 +19,4 @@ pub use client::{
     NetworkAddresses, deploy_local,
 };
 pub use embedded::{COLLECTOR_ADDRESS, ChainOptions, EmbeddedChain, EmbeddedError, Genesis, LOCAL_CHAIN_ID};
+pub use signer::DigestSigner;

@@ -7,14 +7,13 @@
 
 use crate::ledger::Addresses;
 use crate::store::{ChannelRow, Store, StoreError};
-use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
-use alloy_sol_types::Eip712Domain;
+use assay_chain::DigestSigner;
 use assay_net::{ChannelReport, ReceiptReport};
 use assay_protocol::{PayerChannel, PayerError, PayerState};
 use assay_types::{
-    Amount, B256, ChannelConfig, ChannelId, ProviderId, Receipt, RequestHash, Signature, SignatureError, SignedVoucher,
-    Voucher, receipt_domain, settlement_domain,
+    Address, Amount, B256, ChannelConfig, ChannelId, ProviderId, Receipt, RequestHash, SignatureError, SignedVoucher,
+    SigningDomain, Voucher, receipt_domain, settlement_domain,
 };
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,12 +27,13 @@ const MARK_AHEAD_DIVISOR: u128 = 256;
 const LOST_MAX: usize = 256;
 
 /// Signs and knows the domains of one network.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Purse {
     pub(crate) network: Addresses,
-    pub(crate) settlement: Eip712Domain,
-    pub(crate) receipts: Eip712Domain,
-    signer: PrivateKeySigner,
+    pub(crate) settlement: SigningDomain,
+    pub(crate) receipts: SigningDomain,
+    payer: Address,
+    signer: DigestSigner,
     withdraw_delay: u64,
 }
 
@@ -44,8 +44,6 @@ pub(crate) enum PayError {
     Books(#[from] PayerError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the voucher could not be signed: {0}")]
-    Signer(String),
 }
 
 /// What a provider shows of a channel is not what it should be.
@@ -79,6 +77,8 @@ struct Book {
     payer: PayerChannel,
     /// Durable; no voucher above it was sent.
     mark: Amount,
+    /// What was signed last: while streams fit under its ceiling, it is what would be signed again.
+    voucher: Option<SignedVoucher>,
     /// The provider has shown what it holds since this process started.
     is_reconciled: bool,
     /// Streams whose connection broke: they may have been charged for.
@@ -103,17 +103,18 @@ pub struct ChannelTotal {
 }
 
 impl Purse {
-    pub(crate) fn new(network: Addresses, signer: PrivateKeySigner, withdraw_delay: u64) -> Self {
+    pub(crate) fn new(network: Addresses, signer: &PrivateKeySigner, withdraw_delay: u64) -> Self {
         let settlement = settlement_domain(network.chain_id, network.settlement);
         let receipts = receipt_domain(network.chain_id, network.registry);
-        Self { network, settlement, receipts, signer, withdraw_delay }
+        let (payer, signer) = (signer.address(), DigestSigner::new(signer));
+        Self { network, settlement, receipts, payer, signer, withdraw_delay }
     }
 
     /// The one channel between this gateway and `provider`.
     pub(crate) fn channel_to(&self, provider: ProviderId) -> ChannelConfig {
         ChannelConfig {
-            payer: self.signer.address(),
-            payer_authorizer: self.signer.address(),
+            payer: self.payer,
+            payer_authorizer: self.payer,
             receiver: provider.0,
             receiver_authorizer: provider.0,
             token: self.network.token,
@@ -122,10 +123,8 @@ impl Purse {
         }
     }
 
-    fn sign(&self, voucher: Voucher) -> Result<SignedVoucher, PayError> {
-        let digest = voucher.digest(&self.settlement);
-        let signature = self.signer.sign_hash_sync(&digest).map_err(|e| PayError::Signer(e.to_string()))?;
-        Ok(SignedVoucher { voucher, signature: Signature::new(&signature) })
+    fn sign(&self, voucher: Voucher) -> SignedVoucher {
+        SignedVoucher { voucher, signature: self.signer.sign(&voucher.digest(&self.settlement)) }
     }
 }
 
@@ -138,7 +137,8 @@ impl Channel {
         let charged_total = row.map_or(Amount::ZERO, |row| row.charged_total);
         let mark = row.map_or(Amount::ZERO, |row| row.mark);
         let state = PayerState { deposit: Amount::ZERO, ceiling: charged_total, charged_total };
-        let book = Book { payer: PayerChannel::new(state), mark, is_reconciled: false, lost: Vec::new() };
+        let book =
+            Book { payer: PayerChannel::new(state), mark, voucher: None, is_reconciled: false, lost: Vec::new() };
         Ok(Self { config, id, provider, purse, store, book: Mutex::new(book), funded: Notify::new() })
     }
 
@@ -279,7 +279,13 @@ impl Channel {
             let mut book = self.book();
             book.mark = book.mark.max(mark);
         }
-        self.purse.sign(Voucher { channel_id: self.id, max_claimable_amount: ceiling })
+        let voucher = Voucher { channel_id: self.id, max_claimable_amount: ceiling };
+        let last = self.book().voucher.filter(|last| last.voucher == voucher);
+        Ok(last.unwrap_or_else(|| {
+            let signed = self.purse.sign(voucher);
+            self.book().voucher = Some(signed);
+            signed
+        }))
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

@@ -51,7 +51,7 @@ pub(crate) struct Finished {
 pub(crate) struct Ticket {
     pub(crate) id: RequestHash,
     pub(crate) job: Job,
-    pub(crate) model: GatewayModel,
+    pub(crate) model: Arc<GatewayModel>,
     pub(crate) key: KeyId,
     pub(crate) only: Vec<ProviderId>,
     pub(crate) ignore: Vec<ProviderId>,
@@ -217,9 +217,7 @@ impl Flight {
             only: &self.ticket.only,
             exclude: tried,
         };
-        // A machine without random bytes still routes: always by the same draw.
-        let draw = getrandom::u64().unwrap_or_default();
-        self.inner.directory.pick(&wish, draw)
+        self.inner.directory.pick(&wish, draw(self.ticket.id, tried.len()))
     }
 
     fn nobody(&self, nobody: Nobody, last_loss: Option<String>, only_busy: bool) -> GatewayError {
@@ -505,6 +503,13 @@ impl Flight {
         self.inner.metrics.charged.inc_by(u64::try_from(charged).unwrap_or(u64::MAX));
         self.inner.store.put_receipt(receipt).await
     }
+}
+
+/// Random bits for the routing of one attempt: the hash covers the nonce that was drawn for the job, and nobody outside
+/// knows it before.
+fn draw(id: RequestHash, attempt: usize) -> u64 {
+    let words = id.0.as_chunks::<8>().0;
+    u64::from_be_bytes(words[attempt % words.len()])
 }
 
 /// Waits until the client has left or running streams are to be cut.

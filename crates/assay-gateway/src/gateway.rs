@@ -58,7 +58,7 @@ pub enum StartError {
 pub(crate) struct Inner {
     pub(crate) limits: GatewayLimits,
     pub(crate) timeouts: Timeouts,
-    pub(crate) models: Vec<GatewayModel>,
+    pub(crate) models: Vec<Arc<GatewayModel>>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) purse: Arc<Purse>,
@@ -143,10 +143,10 @@ impl Gateway {
         let inner = Arc::new(Inner {
             limits,
             timeouts,
-            models,
+            models: models.into_iter().map(Arc::new).collect(),
             directory: Arc::new(Directory::new(timeouts.offer_age_max)),
             pool: Arc::new(Pool::new(pool)),
-            purse: Arc::new(Purse::new(network, signer, withdraw_delay)),
+            purse: Arc::new(Purse::new(network, &signer, withdraw_delay)),
             keys: Keys::open(store.clone()).await?,
             store,
             metrics: Arc::new(Metrics::new()),

@@ -54,7 +54,8 @@ async fn chat(State(inner): Shared, request: Request<Body>) -> Response<Body> {
         let bytes = body::read(&inner, request).await?;
         let chat = ChatRequest::parse(&bytes, &inner.limits.request)?;
         let model = find_model(&inner, &chat.model)?;
-        let prompt = tokenize(bytes.len(), model.clone(), move |model| model.chat_prompt(&chat.messages)).await??;
+        let prompt =
+            tokenize(bytes.len(), Arc::clone(&model), move |model| model.chat_prompt(&chat.messages)).await??;
         let ask = Ask { kind: StreamKind::Chat, key, name: chat.model, model, prompt, options: chat.options };
         answer(&inner, ask).await
     };
@@ -69,7 +70,9 @@ async fn completions(State(inner): Shared, request: Request<Body>) -> Response<B
         let model = find_model(&inner, &completion.model)?;
         let prompt = match completion.prompt {
             Prompt::Tokens(tokens) => tokens,
-            Prompt::Text(text) => tokenize(bytes.len(), model.clone(), move |model| model.text_prompt(&text)).await?,
+            Prompt::Text(text) => {
+                tokenize(bytes.len(), Arc::clone(&model), move |model| model.text_prompt(&text)).await?
+            }
         };
         let (name, options) = (completion.model, completion.options);
         answer(&inner, Ask { kind: StreamKind::Completion, key, name, model, prompt, options }).await
@@ -183,14 +186,14 @@ fn authorize(inner: &Inner, headers: &HeaderMap) -> Result<KeyId, GatewayError> 
     inner.keys.check(key.trim()).ok_or(GatewayError::BadKey)
 }
 
-fn find_model(inner: &Inner, name: &str) -> Result<GatewayModel, GatewayError> {
+fn find_model(inner: &Inner, name: &str) -> Result<Arc<GatewayModel>, GatewayError> {
     let found = inner.models.iter().find(|model| model.answers_to(name));
     found.cloned().ok_or_else(|| GatewayError::ModelNotFound(name.into()))
 }
 
 async fn tokenize<T: Send + 'static>(
     bytes: usize,
-    model: GatewayModel,
+    model: Arc<GatewayModel>,
     work: impl FnOnce(&GatewayModel) -> T + Send + 'static,
 ) -> Result<T, GatewayError> {
     if bytes < TOKENIZE_INLINE_BYTES_MAX {
@@ -206,7 +209,7 @@ struct Ask {
     key: KeyId,
     /// The model's name as it was asked for.
     name: String,
-    model: GatewayModel,
+    model: Arc<GatewayModel>,
     prompt: Vec<TokenId>,
     options: Options,
 }
@@ -269,10 +272,12 @@ async fn answer(inner: &Arc<Inner>, ask: Ask) -> Reply {
 }
 
 fn job(inner: &Inner, ask: &Ask) -> Result<Job, GatewayError> {
-    let mut nonce = B256::ZERO;
-    getrandom::fill(nonce.as_mut_slice()).map_err(|_| GatewayError::Random)?;
+    let mut random = [0u8; 40];
+    getrandom::fill(&mut random).map_err(|_| GatewayError::Random)?;
+    let nonce = B256::from_slice(&random[..32]);
+    let seed = random[32..].iter().fold(0, |seed, &byte| seed << 8 | u64::from(byte));
     // 53 bits: the seed is reported as a JSON number, which many readers hold in a double.
-    let seed = getrandom::u64().map_err(|_| GatewayError::Random)? >> 11;
+    let seed = seed >> 11;
     let limits = ask.model.job_limits();
     let offered = inner.directory.longest_context(ask.model.model_id).unwrap_or(limits.context_length);
     let context = u64::from(offered.min(limits.context_length));

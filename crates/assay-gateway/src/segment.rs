@@ -4,12 +4,11 @@
 //! provider is lost, the next one starts at the signed position, and what it produces again is compared with what
 //! the client has, never sent twice.
 
-use alloy_sol_types::Eip712Domain;
 use assay_gguf::{FinishReason, OutputText};
 use assay_protocol::{ReceiptExpectation, ReceiptFault, StreamTerms};
 use assay_types::{
     ChannelConfig, ChannelId, Finish, Job, Prices, ProviderId, ReceiptPart, RequestHash, SignatureError, SignedReceipt,
-    TokenId,
+    SigningDomain, TokenId,
 };
 
 /// All that is known of one answer.
@@ -182,7 +181,7 @@ impl Segment {
         &mut self,
         answer: &Answer,
         signed: &SignedReceipt,
-        domain: &Eip712Domain,
+        domain: &SigningDomain,
     ) -> Result<(), Fault> {
         let (last, found) = (self.checkpoint.map_or(0, |c| c.receipt.output_tokens), signed.receipt.output_tokens);
         if found <= last {
@@ -204,7 +203,7 @@ impl Segment {
         answer: &Answer,
         signed: &SignedReceipt,
         finish: Finish,
-        domain: &Eip712Domain,
+        domain: &SigningDomain,
     ) -> Result<(), Fault> {
         self.check(signed, finish, domain)?;
         let last = self.checkpoint.map_or(0, |c| c.receipt.output_tokens);
@@ -232,7 +231,7 @@ impl Segment {
         ReceiptPart { provider: self.provider, channel: self.channel, output, finish, signed }
     }
 
-    fn check(&self, signed: &SignedReceipt, finish: Finish, domain: &Eip712Domain) -> Result<(), Fault> {
+    fn check(&self, signed: &SignedReceipt, finish: Finish, domain: &SigningDomain) -> Result<(), Fault> {
         // Content first: it is cheaper than the signature.
         ReceiptExpectation {
             channel_id: self.channel_id,

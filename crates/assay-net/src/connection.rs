@@ -14,6 +14,8 @@ use tokio::{
 
 /// Read at a time; also what an idle connection keeps.
 const READ_BYTES: usize = 16 << 10;
+/// A read with less room than this would be too short.
+const READ_BYTES_MIN: usize = 4 << 10;
 
 /// Why a connection is of no further use.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +182,10 @@ impl FrameReceiver {
             if let Some(frame) = self.take_frame()? {
                 return Ok(frame);
             }
-            self.buffer.reserve(READ_BYTES);
+            // Room for a read, and no new block because a few bytes are left from the last one.
+            if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
+                self.buffer.reserve(READ_BYTES);
+            }
             if self.io.read_buf(&mut self.buffer).await? == 0 {
                 return Err(NetError::Closed);
             }

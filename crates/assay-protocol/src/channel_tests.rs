@@ -115,6 +115,12 @@ fn the_receiver_grants_nothing_above_voucher_or_deposit() {
     let uncovered = ReceiverError::NotCovered { needed: Amount(101), covered: Amount(100) };
     assert_eq!(channel.open(request(2), &keys.verified(Amount(100)), Amount(51)), Err(uncovered));
     assert_eq!(channel.open(request(2), &keys.verified(Amount(100)), Amount(50)), Ok(()));
+    // The very voucher it rests on needs no second check; the same promise under another signature does.
+    assert_eq!(channel.recognize(&keys.sign(Amount(100))), Some(keys.verified(Amount(100))));
+    let mut forged = keys.sign(Amount(100));
+    forged.signature.0[5] ^= 1;
+    assert_eq!(channel.recognize(&forged), None);
+    assert_eq!(channel.recognize(&keys.sign(Amount(50))), None);
     // An older voucher is no reason to forget the higher one.
     assert_eq!(channel.pay(request(1), &keys.verified(Amount(50)), Amount(50)), Ok(Amount(50)));
     assert_eq!(channel.ceiling(), Amount(100));

@@ -4,8 +4,9 @@
 //! grant, and never accepts grants above the voucher or the deposit, so every receipt can be claimed.
 
 use crate::STREAMS_MAX;
-use alloy_sol_types::Eip712Domain;
-use assay_types::{Address, Amount, ChannelConfig, ChannelId, RequestHash, SignatureError, SignedVoucher};
+use assay_types::{
+    Address, Amount, ChannelConfig, ChannelId, RequestHash, SignatureError, SignedVoucher, SigningDomain,
+};
 use std::collections::BTreeMap;
 
 /// What does not change about a channel, and who may sign for it.
@@ -13,10 +14,10 @@ use std::collections::BTreeMap;
 pub struct ChannelTerms {
     id: ChannelId,
     config: ChannelConfig,
-    domain: Eip712Domain,
+    domain: SigningDomain,
 }
 
-/// A voucher whose signature and channel were checked; the only way to make one is [`ChannelTerms::verify`].
+/// A voucher whose signature and channel were checked: by [`ChannelTerms::verify`], now or when [`ReceiverChannel`] took it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VerifiedVoucher(SignedVoucher);
 
@@ -39,7 +40,7 @@ pub enum VoucherError {
 impl ChannelTerms {
     /// The channel `config` under the settlement contract of `domain` (`assay_types::settlement_domain`).
     #[must_use]
-    pub fn new(config: ChannelConfig, domain: Eip712Domain) -> Self {
+    pub fn new(config: ChannelConfig, domain: SigningDomain) -> Self {
         Self { id: config.id(&domain), config, domain }
     }
 
@@ -56,7 +57,7 @@ impl ChannelTerms {
     }
 
     /// Checks that the payer's side signed `voucher` for this channel. As in the contract, `payer` signs where no
-    /// `payerAuthorizer` is named. One public-key recovery: about 100 us.
+    /// `payerAuthorizer` is named. One public-key recovery: about 30 us.
     ///
     /// # Errors
     /// Another channel or another signer.
@@ -164,6 +165,12 @@ impl ReceiverChannel {
     #[must_use]
     pub fn state(&self) -> ReceiverState {
         self.state
+    }
+
+    /// `voucher` if it is, signature included, the one that this channel rests on: it was checked when it was taken.
+    #[must_use]
+    pub fn recognize(&self, voucher: &SignedVoucher) -> Option<VerifiedVoucher> {
+        self.state.voucher.filter(|known| known == voucher).map(VerifiedVoucher)
     }
 
     /// Highest amount the payer's side has signed.

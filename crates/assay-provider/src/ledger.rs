@@ -8,14 +8,12 @@ use crate::{
     chain::{Chain, ChannelOnChain},
     store::{ChannelRow, ReceiptRow, Store, StoreError, Write},
 };
-use alloy_signer::SignerSync;
-use alloy_sol_types::Eip712Domain;
-use assay_chain::PrivateKeySigner;
+use assay_chain::{DigestSigner, PrivateKeySigner};
 use assay_net::{ChannelReport, Done, ReceiptReport, Refused, RefusedCode};
-use assay_protocol::{ChannelTerms, ReceiverChannel, ReceiverError, ReceiverState, VerifiedVoucher, VoucherError};
+use assay_protocol::{ChannelTerms, ReceiverChannel, ReceiverError, ReceiverState, VerifiedVoucher};
 use assay_types::{
     Address, Amount, B256, ChannelConfig, ChannelId, Finish, ModelId, ProviderId, Receipt, RequestHash, ResponseHash,
-    Signature, SignedReceipt, SignedVoucher,
+    Signature, SignedReceipt, SignedVoucher, SigningDomain,
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -48,9 +46,9 @@ pub(crate) struct ChannelPolicy {
 
 pub(crate) struct Ledger {
     pub provider: ProviderId,
-    signer: PrivateKeySigner,
-    receipts: Eip712Domain,
-    settlement: Eip712Domain,
+    signer: DigestSigner,
+    receipts: SigningDomain,
+    settlement: SigningDomain,
     policy: ChannelPolicy,
     pub store: Store,
     pub chain: Arc<dyn Chain>,
@@ -103,15 +101,13 @@ pub(crate) enum LedgerError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Books(#[from] ReceiverError),
-    #[error("signing failed: {0}")]
-    Signing(#[from] alloy_signer::Error),
 }
 
 /// Keys and domains of a ledger.
 pub(crate) struct LedgerKeys {
     pub signer: PrivateKeySigner,
-    pub receipts: Eip712Domain,
-    pub settlement: Eip712Domain,
+    pub receipts: SigningDomain,
+    pub settlement: SigningDomain,
 }
 
 impl Ledger {
@@ -125,7 +121,7 @@ impl Ledger {
         let LedgerKeys { signer, receipts, settlement } = keys;
         let mut channels = HashMap::new();
         for row in store.channels().await? {
-            let terms = ChannelTerms::new(row.config, settlement.clone());
+            let terms = ChannelTerms::new(row.config, settlement);
             let state = ReceiverState { voucher: Some(row.voucher), charged_total: row.charged_total };
             let money = ReceiverChannel::new(Amount::ZERO, state);
             let book = Book { money, claimed: row.claimed, is_withdrawing: false, seen_at: None };
@@ -133,7 +129,7 @@ impl Ledger {
         }
         Ok(Self {
             provider: ProviderId(signer.address()),
-            signer,
+            signer: DigestSigner::new(&signer),
             receipts,
             settlement,
             policy,
@@ -159,8 +155,8 @@ impl Ledger {
             return Err(Refused::new(RefusedCode::Internal, "this provider can not store receipts"));
         }
         self.check_config(config)?;
-        let terms = ChannelTerms::new(*config, self.settlement.clone());
-        let voucher = terms.verify(voucher).map_err(|e| Refused::new(RefusedCode::Voucher, e))?;
+        let terms = ChannelTerms::new(*config, self.settlement);
+        let voucher = self.verify(&terms, voucher)?;
         let channel = self.channel(terms, voucher.ceiling()).await?;
         if !lock(&self.running).insert(request) {
             return Err(Refused::new(RefusedCode::Duplicate, "this request is being served"));
@@ -196,8 +192,8 @@ impl Ledger {
     }
 
     /// Signs as the provider.
-    pub fn sign(&self, digest: &B256) -> Result<Signature, alloy_signer::Error> {
-        Ok(Signature::new(&self.signer.sign_hash_sync(digest)?))
+    pub fn sign(&self, digest: &B256) -> Signature {
+        self.signer.sign(digest)
     }
 
     /// Channels that have to be watched: something runs on them or is not claimed.
@@ -232,6 +228,13 @@ impl Ledger {
 
     pub fn is_broken(&self) -> bool {
         self.is_broken.load(Ordering::Relaxed)
+    }
+
+    /// Checks a voucher's signature, unless it is the very voucher that the channel rests on.
+    fn verify(&self, terms: &ChannelTerms, voucher: &SignedVoucher) -> Result<VerifiedVoucher, Refused> {
+        let known = lock(&self.channels).get(&terms.id()).cloned();
+        let known = known.and_then(|channel| lock(&channel.book).money.recognize(voucher));
+        known.map_or_else(|| terms.verify(voucher), Ok).map_err(|e| Refused::new(RefusedCode::Voucher, e))
     }
 
     /// What is wrong with a channel whatever is in it.
@@ -317,8 +320,7 @@ impl Channel {
 impl OpenStream {
     /// Takes a further payment; returns what the request is granted in total.
     pub fn pay(&self, voucher: &SignedVoucher, grant: Amount) -> Result<Amount, Refused> {
-        let unsigned = |e: VoucherError| Refused::new(RefusedCode::Voucher, e);
-        let voucher: VerifiedVoucher = self.channel.terms.verify(voucher).map_err(unsigned)?;
+        let voucher = self.ledger.verify(&self.channel.terms, voucher)?;
         let granted = lock(&self.channel.book).money.pay(self.request, &voucher, grant);
         granted.map_err(|e| Refused::new(RefusedCode::NotCovered, e))
     }
@@ -328,7 +330,7 @@ impl OpenStream {
         let ledger = &self.ledger;
         let result = self.sign_and_store(draft).await;
         // A charge that the books refuse changed nothing; one that is not on the disk leaves a hole in the total.
-        if matches!(result, Err(LedgerError::Store(_) | LedgerError::Signing(_))) {
+        if matches!(result, Err(LedgerError::Store(_))) {
             ledger.is_broken.store(true, Ordering::Relaxed);
         }
         let (done, unclaimed) = result?;
@@ -346,7 +348,7 @@ impl OpenStream {
             let mut book = lock(&self.channel.book);
             let charged_total = book.money.charge(self.request, draft.charged)?;
             let receipt = self.complete(draft, charged_total);
-            let signature = ledger.sign(&receipt.digest(&ledger.receipts))?;
+            let signature = ledger.sign(&receipt.digest(&ledger.receipts));
             let signed = Done { receipt: SignedReceipt { receipt, signature }, finish: draft.finish };
             let voucher = book.money.state().voucher;
             // A stream is only opened with a voucher.

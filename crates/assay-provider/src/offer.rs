@@ -18,20 +18,20 @@ pub(crate) struct OfferBoard {
 
 impl OfferBoard {
     /// An offer at most 50 ms old.
-    pub fn current(&self, service: &Service) -> Result<SignedOffer, alloy_signer::Error> {
+    pub fn current(&self, service: &Service) -> SignedOffer {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let draining = service.draining.is_cancelled();
         if let Some((offer, at)) = last.as_ref()
             && at.elapsed() < OFFER_AGE_MAX
             && offer.offer.draining == draining
         {
-            return Ok(offer.clone());
+            return offer.clone();
         }
         let offer = compose(service, draining);
-        let signature = service.ledger.sign(&offer.digest(service.chain_id))?;
+        let signature = service.ledger.sign(&offer.digest(service.chain_id));
         let signed = SignedOffer { offer, signature };
         *last = Some((signed.clone(), Instant::now()));
-        Ok(signed)
+        signed
     }
 }
 

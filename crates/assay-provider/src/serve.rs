@@ -133,10 +133,7 @@ impl Service {
             ProviderFrame::Refused(Refused::new(RefusedCode::Internal, "the provider's database failed"))
         };
         match question {
-            ClientFrame::OfferRequest => match self.offers.current(self) {
-                Ok(offer) => ProviderFrame::Offer(offer),
-                Err(error) => failed(&error),
-            },
+            ClientFrame::OfferRequest => ProviderFrame::Offer(self.offers.current(self)),
             ClientFrame::ChannelRequest(config) => match self.ledger.report(&config).await {
                 Ok(report) => ProviderFrame::Channel(Box::new(report)),
                 Err(error) => failed(&error),

@@ -5,6 +5,7 @@
 //! clock or randomness, and no private key: callers sign the digests that are computed here.
 
 mod amount;
+mod domain;
 mod ids;
 mod job;
 mod manifest;
@@ -17,6 +18,7 @@ mod voucher;
 
 pub use alloy_primitives::{Address, B256, keccak256};
 pub use amount::{Amount, Prices};
+pub use domain::SigningDomain;
 pub use ids::{ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, TokenId};
 pub use job::{Job, JobError, JobLimits, MICRO, Sampling};
 pub use manifest::{CANONICAL_PROFILE, Manifest};

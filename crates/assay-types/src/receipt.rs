@@ -1,9 +1,13 @@
 //! What a provider signs: this request got this response from this model, and so much is charged for it.
 
-use crate::{Amount, ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, Signature, SignatureError};
+use crate::{
+    Amount, ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, Signature, SignatureError, SigningDomain,
+    domain::type_hash,
+};
 use alloy_primitives::{Address, B256};
-use alloy_sol_types::{Eip712Domain, SolStruct, eip712_domain, sol};
+use alloy_sol_types::{eip712_domain, sol};
 use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
 
 mod typed {
     use super::sol;
@@ -22,15 +26,17 @@ mod typed {
     }
 }
 
+static RECEIPT_TYPE: LazyLock<B256> = LazyLock::new(type_hash::<typed::Receipt>);
+
 /// EIP-712 domain of receipts: bound to the chain and to the registry that holds the provider's stake.
 #[must_use]
-pub fn receipt_domain(chain_id: u64, registry: Address) -> Eip712Domain {
-    eip712_domain! {
+pub fn receipt_domain(chain_id: u64, registry: Address) -> SigningDomain {
+    SigningDomain::new(&eip712_domain! {
         name: "Assay",
         version: "1",
         chain_id: chain_id,
         verifying_contract: registry,
-    }
+    })
 }
 
 /// A receipt. Several may exist for one request: checkpoints (finish `open`) and the final one; each commits to a
@@ -62,8 +68,8 @@ pub struct Receipt {
 impl Receipt {
     /// What the provider signs.
     #[must_use]
-    pub fn digest(&self, domain: &Eip712Domain) -> B256 {
-        typed::Receipt {
+    pub fn digest(&self, domain: &SigningDomain) -> B256 {
+        let typed = typed::Receipt {
             channelId: self.channel_id.0,
             requestHash: self.request_hash.0,
             responseHash: self.response_hash.0,
@@ -73,8 +79,8 @@ impl Receipt {
             charged: self.charged.0,
             chargedTotal: self.charged_total.0,
             issuedAt: self.issued_at,
-        }
-        .eip712_signing_hash(domain)
+        };
+        domain.digest(&RECEIPT_TYPE, &typed)
     }
 }
 
@@ -93,7 +99,7 @@ impl SignedReceipt {
     ///
     /// # Errors
     /// [`SignatureError`] says what is wrong.
-    pub fn verify(&self, domain: &Eip712Domain, provider: ProviderId) -> Result<(), SignatureError> {
+    pub fn verify(&self, domain: &SigningDomain, provider: ProviderId) -> Result<(), SignatureError> {
         self.signature.verify(&self.receipt.digest(domain), provider.0)
     }
 }

@@ -1,9 +1,10 @@
 //! Payment channels and vouchers in the shape of x402 `batch-settlement`.
 
-use crate::{Amount, ChannelId, Signature, SignatureError};
+use crate::{Amount, ChannelId, Signature, SignatureError, SigningDomain, domain::type_hash};
 use alloy_primitives::{Address, B256, U256, address, aliases::U40};
-use alloy_sol_types::{Eip712Domain, SolStruct, eip712_domain, sol};
+use alloy_sol_types::{eip712_domain, sol};
 use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
 
 /// Where x402 clients expect the settlement contract on every chain.
 pub const SETTLEMENT_ADDRESS: Address = address!("4020074e9dF2ce1deE5A9C1b5c3f541D02a10003");
@@ -27,15 +28,18 @@ mod typed {
     }
 }
 
+static CHANNEL_TYPE: LazyLock<B256> = LazyLock::new(type_hash::<typed::ChannelConfig>);
+static VOUCHER_TYPE: LazyLock<B256> = LazyLock::new(type_hash::<typed::Voucher>);
+
 /// EIP-712 domain of vouchers and channels.
 #[must_use]
-pub fn settlement_domain(chain_id: u64, settlement: Address) -> Eip712Domain {
-    eip712_domain! {
+pub fn settlement_domain(chain_id: u64, settlement: Address) -> SigningDomain {
+    SigningDomain::new(&eip712_domain! {
         name: "x402 Batch Settlement",
         version: "1",
         chain_id: chain_id,
         verifying_contract: settlement,
-    }
+    })
 }
 
 /// A channel: who pays whom in which token. Immutable; its hash is its id.
@@ -63,7 +67,7 @@ impl ChannelConfig {
     ///
     /// `withdraw_delay` is taken modulo 2^40 (the contract's type); [`Self::is_well_formed`] refuses larger ones.
     #[must_use]
-    pub fn id(&self, domain: &Eip712Domain) -> ChannelId {
+    pub fn id(&self, domain: &SigningDomain) -> ChannelId {
         let typed = typed::ChannelConfig {
             payer: self.payer,
             payerAuthorizer: self.payer_authorizer,
@@ -73,7 +77,7 @@ impl ChannelConfig {
             withdrawDelay: U40::wrapping_from(U256::from(self.withdraw_delay)),
             salt: self.salt,
         };
-        ChannelId(typed.eip712_signing_hash(domain))
+        ChannelId(domain.digest(&CHANNEL_TYPE, &typed))
     }
 
     /// Whether the delay fits the contract's `uint40`.
@@ -96,9 +100,9 @@ pub struct Voucher {
 impl Voucher {
     /// What the payer's authorizer signs.
     #[must_use]
-    pub fn digest(&self, domain: &Eip712Domain) -> B256 {
-        typed::Voucher { channelId: self.channel_id.0, maxClaimableAmount: self.max_claimable_amount.0 }
-            .eip712_signing_hash(domain)
+    pub fn digest(&self, domain: &SigningDomain) -> B256 {
+        let typed = typed::Voucher { channelId: self.channel_id.0, maxClaimableAmount: self.max_claimable_amount.0 };
+        domain.digest(&VOUCHER_TYPE, &typed)
     }
 }
 
@@ -117,7 +121,7 @@ impl SignedVoucher {
     ///
     /// # Errors
     /// [`SignatureError`] says what is wrong.
-    pub fn verify(&self, domain: &Eip712Domain, authorizer: Address) -> Result<(), SignatureError> {
+    pub fn verify(&self, domain: &SigningDomain, authorizer: Address) -> Result<(), SignatureError> {
         self.signature.verify(&self.voucher.digest(domain), authorizer)
     }
 }

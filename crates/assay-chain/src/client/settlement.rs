@@ -8,8 +8,8 @@ use crate::bindings::settlement::{BatchSettlement, IBatchSettlement};
 use alloy_primitives::{Address, B256, Bytes, U256, aliases::U40};
 use alloy_rpc_types_eth::TransactionReceipt;
 use alloy_signer_local::PrivateKeySigner;
-use alloy_sol_types::{Eip712Domain, SolValue};
-use assay_types::{Amount, ChannelConfig, ChannelId, SignedVoucher, settlement_domain};
+use alloy_sol_types::SolValue;
+use assay_types::{Amount, ChannelConfig, ChannelId, SignedVoucher, SigningDomain, settlement_domain};
 
 /// Rows of one claim transaction: about 1.5 M gas.
 const CLAIM_ROWS_MAX: usize = 50;
@@ -93,7 +93,7 @@ impl Settlement {
 
     /// The domain of vouchers and channel ids.
     #[must_use]
-    pub fn domain(&self) -> Eip712Domain {
+    pub fn domain(&self) -> SigningDomain {
         settlement_domain(self.client.chain_id(), self.address)
     }
 
