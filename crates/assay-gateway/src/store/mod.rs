@@ -10,8 +10,10 @@ mod writer;
 pub use rows::{ChannelRow, KeyRow, NewReceipt, PartRow, StoredReceipt};
 
 use assay_types::{Amount, ChannelId, Manifest, ModelId, RequestHash};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection, Row};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,12 +23,14 @@ use writer::{Write, WriteKind};
 /// Marks the file as this program's: "asGW".
 const APPLICATION_ID: i64 = 0x6173_4757;
 /// Version of the schema below.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// Writes that may wait for the writer.
 const QUEUE_MAX: usize = 1024;
 /// Files up to this size are checked page by page when they are opened; larger ones as they are read.
 const QUICK_CHECK_BYTES_MAX: u64 = 64 << 20;
 
+/// Receipts stand in the order of their arrival, so that a group of them fills whole pages; only the index of their
+/// hashes is written all over.
 const SCHEMA: &str = "
 CREATE TABLE keys (
     key_id      INTEGER PRIMARY KEY,
@@ -51,15 +55,9 @@ CREATE TABLE receipts (
     key_id     INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
     model_id   BLOB    NOT NULL,
-    job        TEXT    NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE parts (
-    receipt_id BLOB    NOT NULL,
-    seq        INTEGER NOT NULL,
-    in_answer  INTEGER NOT NULL,
-    part       TEXT    NOT NULL,
-    PRIMARY KEY (receipt_id, seq)
-) STRICT, WITHOUT ROWID;
+    job        TEXT    NOT NULL,
+    parts      TEXT    NOT NULL
+) STRICT;
 ";
 
 /// Why nothing was stored or found.
@@ -115,9 +113,12 @@ impl Store {
         let open_error = |e: sqlx::Error| StoreError::Open { path: path.into(), reason: e.to_string() };
         check_header(path)?;
         let plain = SqliteConnectOptions::new()
+            .disable_statement_logging()
             .filename(path)
             .create_if_missing(true)
             .synchronous(SqliteSynchronous::Full)
+            // What a statement would need to undo itself stays out of the file system.
+            .pragma("temp_store", "memory")
             .busy_timeout(Duration::from_secs(5));
         // Setting the journal mode changes the file, so it is looked at without.
         let first = SqlitePoolOptions::new()
@@ -129,9 +130,13 @@ impl Store {
         first.close().await;
         prepared?;
         let options = plain.journal_mode(SqliteJournalMode::Wal);
-        let pool =
-            SqlitePoolOptions::new().max_connections(4).connect_with(options.clone()).await.map_err(open_error)?;
-        let connection = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(open_error)?;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(4)
+            .test_before_acquire(false)
+            .connect_with(options.clone())
+            .await
+            .map_err(open_error)?;
+        let connection = SqliteConnection::connect_with(&options).await.map_err(open_error)?;
         let (writes, queue) = mpsc::channel(QUEUE_MAX);
         let task = tokio::spawn(writer::run(connection, queue));
         Ok((Self { pool, writes }, task))
@@ -221,19 +226,13 @@ impl Store {
     /// The read failed or the row is damaged.
     pub async fn receipt(&self, id: RequestHash) -> Result<Option<StoredReceipt>, StoreError> {
         let row = sqlx::query(
-            "SELECT r.key_id, r.job, m.manifest FROM receipts r JOIN manifests m USING (model_id) \
+            "SELECT r.key_id, r.job, r.parts, m.manifest FROM receipts r JOIN manifests m USING (model_id) \
              WHERE r.receipt_id = ?",
         )
         .bind(id.0.as_slice())
         .fetch_optional(&self.pool)
         .await?;
-        let Some(mut stored) = row.as_ref().map(StoredReceipt::read).transpose()? else { return Ok(None) };
-        let parts = sqlx::query("SELECT part FROM parts WHERE receipt_id = ? AND in_answer = 1 ORDER BY seq")
-            .bind(id.0.as_slice())
-            .fetch_all(&self.pool)
-            .await?;
-        stored.parts = parts.iter().map(StoredReceipt::read_part).collect::<Result<_, _>>()?;
-        Ok(Some(stored))
+        row.as_ref().map(StoredReceipt::read).transpose()
     }
 
     /// How many answers are stored.
@@ -354,7 +353,7 @@ pub(crate) fn model_key(model_id: ModelId) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use assay_types::{B256, ProviderId};
+    use assay_types::{B256, Job, ProviderId, Sampling};
 
     #[tokio::test]
     async fn one_bad_write_does_not_take_its_group_with_it() {
@@ -365,6 +364,40 @@ mod tests {
         let results: Vec<bool> = writes.await.iter().map(Result::is_ok).collect();
         assert_eq!(results, [true, true, false, true]);
         assert_eq!(store.keys().await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_receipt_that_is_there_already_does_not_take_its_group_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _writer) = Store::open(&dir.path().join("gateway.db")).await.unwrap();
+        let channel = |charged| ChannelRow {
+            channel_id: ChannelId(B256::repeat_byte(9)),
+            provider: ProviderId::default(),
+            mark: Amount(9),
+            charged_total: Amount(charged),
+        };
+        let receipt = |n: u8| NewReceipt {
+            id: RequestHash(B256::repeat_byte(n)),
+            key_id: 1,
+            created_at: 0,
+            job: Job {
+                model_id: ModelId::default(),
+                prompt: vec![1],
+                prefix: vec![],
+                max_tokens: 1,
+                sampling: Sampling::GREEDY,
+                stop: vec![],
+                ignore_eos: false,
+                nonce: B256::ZERO,
+            },
+            parts: vec![],
+            channels: vec![channel(u128::from(n))],
+        };
+        let writes = futures_util::future::join_all([1u8, 2, 1, 3].map(|n| store.put_receipt(receipt(n))));
+        let results: Vec<bool> = writes.await.iter().map(Result::is_ok).collect();
+        assert_eq!(results, [true, true, false, true]);
+        assert_eq!(store.receipts_count().await.unwrap(), 3);
+        assert_eq!(store.channels().await.unwrap(), [channel(3)]);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use super::StoreError;
 use assay_types::{Amount, B256, ChannelId, Job, Manifest, ProviderId, ReceiptPart, RequestHash};
+use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -63,7 +64,8 @@ impl ChannelRow {
 }
 
 /// What one provider signed for one request.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PartRow {
     /// The part.
     pub part: ReceiptPart,
@@ -102,18 +104,15 @@ pub struct StoredReceipt {
 }
 
 impl StoredReceipt {
-    /// Everything but the parts, which are rows of their own.
     pub(super) fn read(row: &SqliteRow) -> Result<Self, StoreError> {
+        let parts: Vec<PartRow> =
+            serde_json::from_str(row.try_get("parts")?).map_err(|_| StoreError::BadRow("part"))?;
         Ok(Self {
             key_id: row.try_get("key_id")?,
             job: serde_json::from_str(row.try_get("job")?).map_err(|_| StoreError::BadRow("job"))?,
             manifest: serde_json::from_str(row.try_get("manifest")?).map_err(|_| StoreError::BadRow("manifest"))?,
-            parts: Vec::new(),
+            parts: parts.into_iter().filter(|row| row.in_answer).map(|row| row.part).collect(),
         })
-    }
-
-    pub(super) fn read_part(row: &SqliteRow) -> Result<ReceiptPart, StoreError> {
-        serde_json::from_str(row.try_get("part")?).map_err(|_| StoreError::BadRow("part"))
     }
 }
 

@@ -1,12 +1,14 @@
 //! The one task that writes: everything that waits goes into one transaction.
 
 use super::{ChannelRow, NewReceipt, StoreError, model_key};
-use assay_types::Manifest;
-use sqlx::sqlite::{SqliteConnection, SqlitePool};
+use assay_types::{ChannelId, Manifest};
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection};
+use sqlx::{Arguments, AssertSqlSafe, Connection};
+use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot};
 
-/// Most writes in one transaction.
-const GROUP_MAX: usize = 256;
+/// Most writes in one transaction. Every size is a statement text of its own, kept prepared.
+const GROUP_MAX: usize = 64;
 
 /// A write and who waits for it.
 #[derive(Debug)]
@@ -41,16 +43,16 @@ pub(super) enum WriteKind {
 }
 
 /// Runs until [`WriteKind::Close`] or until every sender is gone.
-pub(super) async fn run(pool: SqlitePool, mut queue: mpsc::Receiver<Write>) {
+pub(super) async fn run(mut connection: SqliteConnection, mut queue: mpsc::Receiver<Write>) {
     let mut group = Vec::with_capacity(GROUP_MAX);
     while queue.recv_many(&mut group, GROUP_MAX).await > 0 {
         let is_last = group.iter().any(|write| matches!(write.kind, WriteKind::Close));
-        let whole = commit(&pool, &group).await;
+        let whole = commit(&mut connection, &group).await;
         for write in group.drain(..) {
             let result = match &whole {
                 Ok(()) => Ok(()),
                 // One bad write must not take the others of its group with it: each is tried alone.
-                Err(_) => commit(&pool, std::slice::from_ref(&write)).await,
+                Err(_) => commit(&mut connection, std::slice::from_ref(&write)).await,
             };
             if let Err(error) = &result {
                 tracing::error!(%error, "a write was not stored");
@@ -62,89 +64,131 @@ pub(super) async fn run(pool: SqlitePool, mut queue: mpsc::Receiver<Write>) {
             break;
         }
     }
-    pool.close().await;
+    if let Err(error) = connection.close().await {
+        tracing::error!(%error, "the database was not closed cleanly");
+    }
 }
 
-async fn commit(pool: &SqlitePool, group: &[Write]) -> Result<(), StoreError> {
-    let mut transaction = pool.begin().await?;
+/// One transaction, sent to SQLite's thread as one text: each hand-over costs more than the statements in it.
+async fn commit(connection: &mut SqliteConnection, group: &[Write]) -> Result<(), StoreError> {
+    let mut batch = Batch::default();
     for write in group {
-        apply(&mut transaction, &write.kind).await?;
+        batch.add(&write.kind)?;
     }
-    transaction.commit().await?;
-    Ok(())
-}
-
-async fn apply(connection: &mut SqliteConnection, kind: &WriteKind) -> Result<(), StoreError> {
-    match kind {
-        WriteKind::InsertKey { name, hash, hint, now } => {
-            sqlx::query("INSERT INTO keys (name, hash, hint, created_at) VALUES (?, ?, ?, ?)")
-                .bind(name)
-                .bind(hash.as_slice())
-                .bind(hint)
-                .bind(now.cast_signed())
-                .execute(connection)
-                .await?;
-        }
-        WriteKind::RevokeKey { key_id, now } => {
-            sqlx::query("UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL")
-                .bind(now.cast_signed())
-                .bind(key_id)
-                .execute(connection)
-                .await?;
-        }
-        WriteKind::PutManifest { manifest } => {
-            sqlx::query("INSERT OR REPLACE INTO manifests (model_id, manifest) VALUES (?, ?)")
-                .bind(model_key(manifest.model_id()))
-                .bind(json(manifest, "manifest")?)
-                .execute(connection)
-                .await?;
-        }
-        WriteKind::PutChannel { row } => put_channel(connection, row).await?,
-        WriteKind::PutReceipt { receipt } => put_receipt(connection, receipt).await?,
-        WriteKind::Close => {}
+    let (sql, arguments) = batch.finish()?;
+    // The text has no values in it, only how many there are.
+    let result = sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *connection).await;
+    if let Err(error) = result {
+        // Fails if the transaction did not begin or ended by itself; then there is nothing to undo.
+        let _ = sqlx::query("ROLLBACK").execute(connection).await;
+        return Err(error.into());
     }
     Ok(())
 }
 
-/// Amounts are 16 bytes big-endian: as blobs they compare like the numbers.
-async fn put_channel(connection: &mut SqliteConnection, row: &ChannelRow) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO channels (channel_id, provider, mark, charged_total) VALUES (?, ?, ?, ?) \
-         ON CONFLICT (channel_id) DO UPDATE SET mark = max(mark, excluded.mark), \
-         charged_total = max(charged_total, excluded.charged_total)",
-    )
-    .bind(row.channel_id.0.as_slice())
-    .bind(row.provider.0.as_slice())
-    .bind(row.mark.0.to_be_bytes().to_vec())
-    .bind(row.charged_total.0.to_be_bytes().to_vec())
-    .execute(connection)
-    .await?;
-    Ok(())
+/// A transaction in the making.
+#[derive(Default)]
+struct Batch<'a> {
+    /// Statements of single writes.
+    sql: String,
+    arguments: SqliteArguments,
+    receipts: Vec<&'a NewReceipt>,
+    /// One row for each channel: its books only rise.
+    channels: BTreeMap<ChannelId, ChannelRow>,
 }
 
-async fn put_receipt(connection: &mut SqliteConnection, receipt: &NewReceipt) -> Result<(), StoreError> {
-    let id = receipt.id.0.as_slice();
-    sqlx::query("INSERT INTO receipts (receipt_id, key_id, created_at, model_id, job) VALUES (?, ?, ?, ?, ?)")
-        .bind(id)
-        .bind(receipt.key_id)
-        .bind(receipt.created_at.cast_signed())
-        .bind(model_key(receipt.job.model_id))
-        .bind(json(&receipt.job, "job")?)
-        .execute(&mut *connection)
-        .await?;
-    for (seq, row) in (0i64..).zip(&receipt.parts) {
-        sqlx::query("INSERT INTO parts (receipt_id, seq, in_answer, part) VALUES (?, ?, ?, ?)")
-            .bind(id)
-            .bind(seq)
-            .bind(row.in_answer)
-            .bind(json(&row.part, "part")?)
-            .execute(&mut *connection)
-            .await?;
+impl<'a> Batch<'a> {
+    fn add(&mut self, kind: &'a WriteKind) -> Result<(), StoreError> {
+        match kind {
+            WriteKind::InsertKey { name, hash, hint, now } => {
+                self.sql += "INSERT INTO keys (name, hash, hint, created_at) VALUES (?, ?, ?, ?);";
+                self.bind(name.clone())?;
+                self.bind(hash.to_vec())?;
+                self.bind(hint.clone())?;
+                self.bind(now.cast_signed())
+            }
+            WriteKind::RevokeKey { key_id, now } => {
+                self.sql += "UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL;";
+                self.bind(now.cast_signed())?;
+                self.bind(*key_id)
+            }
+            WriteKind::PutManifest { manifest } => {
+                self.sql += "INSERT OR REPLACE INTO manifests (model_id, manifest) VALUES (?, ?);";
+                self.bind(model_key(manifest.model_id()))?;
+                self.bind(json(manifest, "manifest")?)
+            }
+            WriteKind::PutChannel { row } => {
+                self.raise(row);
+                Ok(())
+            }
+            WriteKind::PutReceipt { receipt } => {
+                self.receipts.push(receipt);
+                receipt.channels.iter().for_each(|row| self.raise(row));
+                Ok(())
+            }
+            WriteKind::Close => Ok(()),
+        }
     }
-    for row in &receipt.channels {
-        put_channel(connection, row).await?;
+
+    fn raise(&mut self, row: &ChannelRow) {
+        let raised = self.channels.entry(row.channel_id).or_insert(*row);
+        raised.mark = raised.mark.max(row.mark);
+        raised.charged_total = raised.charged_total.max(row.charged_total);
     }
-    Ok(())
+
+    /// The whole text and what is bound to it, in the text's order.
+    fn finish(mut self) -> Result<(String, SqliteArguments), StoreError> {
+        let mut sql = String::from("BEGIN IMMEDIATE;");
+        sql += &self.sql;
+        let receipts = std::mem::take(&mut self.receipts);
+        if !receipts.is_empty() {
+            sql += "INSERT OR ROLLBACK INTO receipts (receipt_id, key_id, created_at, model_id, job, parts) VALUES ";
+            push_rows(&mut sql, "(?, ?, ?, ?, ?, ?)", receipts.len());
+            sql += ";";
+        }
+        for receipt in receipts {
+            self.bind(receipt.id.0.to_vec())?;
+            self.bind(receipt.key_id)?;
+            self.bind(receipt.created_at.cast_signed())?;
+            self.bind(model_key(receipt.job.model_id))?;
+            self.bind(json(&receipt.job, "job")?)?;
+            self.bind(json(&receipt.parts, "part")?)?;
+        }
+        let mut channels: Vec<ChannelRow> = std::mem::take(&mut self.channels).into_values().collect();
+        if let Some(&last) = channels.last() {
+            // Once more changes nothing, and there are fewer texts to prepare.
+            channels.resize(channels.len().next_power_of_two(), last);
+            sql += "INSERT INTO channels (channel_id, provider, mark, charged_total) VALUES ";
+            push_rows(&mut sql, "(?, ?, ?, ?)", channels.len());
+            sql += " ON CONFLICT (channel_id) DO UPDATE SET mark = max(mark, excluded.mark), \
+                    charged_total = max(charged_total, excluded.charged_total);";
+        }
+        for row in channels {
+            self.bind(row.channel_id.0.to_vec())?;
+            self.bind(row.provider.0.to_vec())?;
+            // 16 bytes big-endian: as blobs they compare like the numbers.
+            self.bind(row.mark.0.to_be_bytes().to_vec())?;
+            self.bind(row.charged_total.0.to_be_bytes().to_vec())?;
+        }
+        sql += "COMMIT";
+        Ok((sql, self.arguments))
+    }
+
+    fn bind<T>(&mut self, value: T) -> Result<(), StoreError>
+    where
+        T: for<'q> sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite>,
+    {
+        self.arguments.add(value).map_err(|e| StoreError::Failed(e.to_string()))
+    }
+}
+
+fn push_rows(sql: &mut String, row: &str, count: usize) {
+    for index in 0..count {
+        if index > 0 {
+            sql.push(',');
+        }
+        sql.push_str(row);
+    }
 }
 
 fn json(value: &impl serde::Serialize, what: &'static str) -> Result<String, StoreError> {

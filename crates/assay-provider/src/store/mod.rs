@@ -13,7 +13,7 @@ pub(crate) use writer::Write;
 use assay_net::Done;
 use assay_types::{Address, Amount, ChannelId, ProviderId, RequestHash, SignedReceipt};
 use sqlx::{
-    Row, SqliteConnection,
+    ConnectOptions, Row, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
 };
 use std::{
@@ -142,6 +142,8 @@ impl Store {
             .filename(path)
             .create_if_missing(true)
             .synchronous(SqliteSynchronous::Full)
+            .pragma("temp_store", "memory")
+            .disable_statement_logging()
             .busy_timeout(Duration::from_secs(5));
         // Setting the journal mode changes the file, so it is looked at without.
         let first = connect(plain.clone(), 1).await;
@@ -201,7 +203,7 @@ impl Store {
 }
 
 async fn connect(options: SqliteConnectOptions, connections: u32) -> Result<SqlitePool, sqlx::Error> {
-    SqlitePoolOptions::new().max_connections(connections).connect_with(options).await
+    SqlitePoolOptions::new().max_connections(connections).test_before_acquire(false).connect_with(options).await
 }
 
 fn unusable(path: &Path, reason: &str) -> StoreError {
