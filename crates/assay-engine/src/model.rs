@@ -120,7 +120,9 @@ pub enum LoadError {
         expected: Vec<u64>,
     },
     /// A number format the engine does not compute with.
-    #[error("tensor {name} has type {found:?}; this engine runs F32, F16 and Q8_0 matrices and F32 or F16 norms")]
+    #[error(
+        "tensor {name} has type {found:?}; this engine runs matrices in F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K and Q6_K, and norms in F32, F16 and BF16"
+    )]
     Type {
         /// Its name.
         name: String,
@@ -347,6 +349,9 @@ impl<'a> Loader<'a> {
             GgmlType::F16 => {
                 Ok(data.as_chunks().0.iter().map(|bytes| f16::to_f32(u16::from_le_bytes(*bytes))).collect())
             }
+            GgmlType::BF16 => {
+                Ok(data.as_chunks().0.iter().map(|bytes| f16::bf16_to_f32(u16::from_le_bytes(*bytes))).collect())
+            }
             found => Err(LoadError::Type { name: name.to_owned(), found }),
         }
     }
@@ -380,7 +385,12 @@ fn make_matrix(name: &str, ty: GgmlType, rows: usize, k: usize, data: &[u8]) -> 
     let made = match ty {
         GgmlType::F32 => Matrix::from_f32(rows, k, data),
         GgmlType::F16 => Matrix::from_f16(rows, k, data),
+        GgmlType::BF16 => Matrix::from_bf16(rows, k, data),
         GgmlType::Q8_0 => Matrix::from_q8_0(rows, k, data),
+        GgmlType::Q4_0 => Matrix::from_q4_0(rows, k, data),
+        GgmlType::Q4_K => Matrix::from_q4_k(rows, k, data),
+        GgmlType::Q5_K => Matrix::from_q5_k(rows, k, data),
+        GgmlType::Q6_K => Matrix::from_q6_k(rows, k, data),
         found => return Err(LoadError::Type { name: name.to_owned(), found }),
     };
     made.map_err(|source| LoadError::Matrix { name: name.to_owned(), source })

@@ -12,8 +12,18 @@ impl GgmlType {
     pub const F32: Self = Self(0);
     /// 16-bit floats.
     pub const F16: Self = Self(1);
+    /// 32 values of 4 bits with one f16 scale.
+    pub const Q4_0: Self = Self(2);
     /// 32 values as `i8` with one f16 scale.
     pub const Q8_0: Self = Self(8);
+    /// The upper halves of 32-bit floats.
+    pub const BF16: Self = Self(30);
+    /// Super-blocks of 256 values: 4 bits each, and a scale and a minimum of 6 bits for each 32.
+    pub const Q4_K: Self = Self(12);
+    /// As Q4_K with 5 bits.
+    pub const Q5_K: Self = Self(13);
+    /// Super-blocks of 256 values: 6 bits each, and a scale of 8 bits for each 16.
+    pub const Q6_K: Self = Self(14);
 
     /// Name as ggml prints it, or `None` for a number this release does not know.
     #[must_use]

@@ -1,6 +1,6 @@
 //! Speed of the kernels of every instruction set on this machine, next to the bandwidth of its memory.
 //!
-//! `cargo run --release -p assay-num --example kernel_speed -- [threads]`
+//! `cargo run --release -p assay-num --example kernel_speed -- [threads [format]]`; a format alone: only its products.
 //!
 //! Each figure is the best of several short runs, because other work on the machine only ever makes a
 //! run slower. With one thread, time is the CPU time of the thread where Linux tells it; else the wall clock. Outputs are compared between instruction sets: a fast wrong answer is no result.
@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use assay_num::sample::{MICRO, SampleParams, SampleScratch, pick};
-use assay_num::{Acts, AttendScratch, Isa, KV_CHUNK, Kernels, KvChunk, Matrix, Team, f16};
+use assay_num::{Acts, AttendScratch, Isa, KV_CHUNK, Kernels, KvChunk, Matrix, MatrixError, Team, f16, scalar};
 
 const ROWS: usize = 4096;
 const K: usize = 4096;
@@ -21,20 +21,40 @@ fn main() {
     let mut rng = Rng(0x1234_5678_9abc_def1);
     println!("{} threads, matrices of {ROWS} x {K}", team.threads());
     read_bandwidth(&team);
-    barrier(&team);
-    let bytes = q8_bytes(&mut rng);
+    let only = std::env::args().nth(2);
+    if only.is_none() {
+        barrier(&team);
+        elementwise(&mut rng);
+        sampling(&mut rng);
+        attention(&mut rng);
+    }
+    let wanted = |name: &str| only.as_ref().is_none_or(|only| only == name);
+    if wanted("Q8_0") {
+        q8_products(&team, &mut rng);
+    }
+    for (name, block_bytes, load) in K_FORMATS.into_iter().filter(|(name, ..)| wanted(name)) {
+        let bytes = k_bytes(block_bytes, &mut rng);
+        let load = || load(ROWS, K, &bytes).expect("the shape is right");
+        let seconds = best(2, || drop(black_box(load())));
+        println!("{name} repacking         {:7.1} GB/s", bytes.len() as f64 / seconds / 1e9);
+        let matrices: Vec<Matrix> = (0..MATRICES).map(|_| load()).collect();
+        products(&team, name, &matrices, &BATCHES, &mut rng);
+    }
+    if wanted("F16") {
+        let matrices: Vec<Matrix> = (0..MATRICES / 2).map(|_| f16_matrix(&mut rng)).collect();
+        products(&team, "F16", &matrices, &[1, 4, 16, 64], &mut rng);
+    }
+}
+
+const BATCHES: [usize; 8] = [1, 2, 3, 4, 8, 16, 64, 256];
+
+fn q8_products(team: &Team, rng: &mut Rng) {
+    let bytes = q8_bytes(rng);
     let load = || Matrix::from_q8_0(ROWS, K, &bytes).expect("the shape is right");
     let seconds = best(5, || drop(black_box(load())));
     println!("Q8_0 repacking         {:7.1} GB/s", bytes.len() as f64 / seconds / 1e9);
     let q8: Vec<Matrix> = (0..MATRICES).map(|_| load()).collect();
-    products(&team, "Q8_0", &q8, &[1, 2, 4, 8, 16, 64, 256], &mut rng);
-    drop(q8);
-    let f16: Vec<Matrix> = (0..MATRICES / 2).map(|_| f16_matrix(&mut rng)).collect();
-    products(&team, "F16", &f16, &[1, 4, 16, 64], &mut rng);
-    drop(f16);
-    elementwise(&mut rng);
-    sampling(&mut rng);
-    attention(&mut rng);
+    products(team, "Q8_0", &q8, &BATCHES, rng);
 }
 
 /// Seconds of the fastest of `n` runs.
@@ -222,6 +242,29 @@ fn q8_bytes(rng: &mut Rng) -> Vec<u8> {
     for _ in 0..ROWS * K / 32 {
         bytes.extend(f16::from_f32_rne(0.002 + 0.01 * rng.float().abs()).to_le_bytes());
         bytes.extend((0..4).flat_map(|_| rng.next().to_le_bytes()).map(|q| (q as i8).max(-127) as u8));
+    }
+    bytes
+}
+
+/// Name, bytes of a super-block, loader.
+type KFormat = (&'static str, usize, fn(usize, usize, &[u8]) -> Result<Matrix, MatrixError>);
+
+const K_FORMATS: [KFormat; 3] = [
+    ("Q4_K", scalar::Q4_K_BYTES, Matrix::from_q4_k),
+    ("Q5_K", scalar::Q5_K_BYTES, Matrix::from_q5_k),
+    ("Q6_K", scalar::Q6_K_BYTES, Matrix::from_q6_k),
+];
+
+/// Random super-blocks, their scales small: both places of scales are overwritten, whichever the format has.
+fn k_bytes(block_bytes: usize, rng: &mut Rng) -> Vec<u8> {
+    let mut bytes: Vec<u8> =
+        (0..ROWS * K / scalar::SUPER_BLOCK * block_bytes / 8 + 1).flat_map(|_| rng.next().to_le_bytes()).collect();
+    bytes.truncate(ROWS * K / scalar::SUPER_BLOCK * block_bytes);
+    let d = f16::from_f32_rne(0.001).to_le_bytes();
+    for block in bytes.chunks_exact_mut(block_bytes) {
+        block[..2].copy_from_slice(&d);
+        block[2..4].copy_from_slice(&d);
+        block[block_bytes - 2..].copy_from_slice(&d);
     }
     bytes
 }

@@ -17,6 +17,12 @@ pub fn to_f32(bits: u16) -> f32 {
     }
 }
 
+/// Widens bfloat16 bits, the upper half of an f32; exact.
+#[inline]
+pub fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
 /// Narrows f32 to f16 bits, round to nearest, ties to even. Values of 65520 and above give infinity,
 /// values below 2^-25 (and 2^-25 itself, a tie) give a zero of the same sign.
 #[inline]

@@ -22,6 +22,7 @@ mod elementwise;
 pub mod f16;
 mod float_env;
 mod isa;
+mod k_matrix;
 mod matmul;
 mod matrix;
 mod rope;

@@ -7,10 +7,11 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::acts::{ActBlock, Acts};
+use crate::acts::{ActBlock, ActSuperBlock, Acts};
 use crate::f16;
 use crate::float_env;
 use crate::isa::{Kernels, dispatch};
+use crate::k_matrix::{KWeights, k_groups};
 use crate::matrix::{Data, FLOAT_ROWS, FloatWeights, GROUP, Matrix, Q8Weights};
 use crate::scalar;
 use crate::team::Team;
@@ -26,7 +27,7 @@ const BATCHES_PER_THREAD: usize = 8;
 
 impl Kernels {
     /// `out[t, row] = dot(matrix[row], acts[t])`, `out: [m, rows]` row-major. Definitions: [`scalar::q8_dot`],
-    /// [`scalar::dot_f16`], [`scalar::dot`].
+    /// [`scalar::k_dot`], [`scalar::dot_f16`], [`scalar::dot_bf16`], [`scalar::dot`].
     ///
     /// # Panics
     /// If the shapes or the kind of activations do not match the matrix.
@@ -70,13 +71,27 @@ impl Kernels {
     }
 
     fn matmul_groups(self, matrix: &Matrix, groups: Range<usize>, acts: &Acts, out: &mut Columns<'_>) {
-        // Groups of Q8_0 have twice the rows of groups of floats.
+        // Groups of quantized rows have twice the rows of groups of floats.
         let floats = groups.start * 2..groups.end * 2;
         match &matrix.data {
             Data::F32(w) => self.dot_groups_f32(w, floats.start..floats.end.min(w.n_groups()), &acts.floats, out),
             Data::F16(w) => self.dot_groups_f16(w, floats.start..floats.end.min(w.n_groups()), &acts.floats, out),
+            Data::Bf16(w) => self.dot_groups_bf16(w, floats.start..floats.end.min(w.n_groups()), &acts.floats, out),
             Data::Q8(w) => self.q8_groups(w, groups, &acts.blocks, out),
+            Data::Q4K(w) => self.k_groups(w, groups, &acts.super_blocks, out),
+            Data::Q5K(w) => self.k_groups(w, groups, &acts.super_blocks, out),
+            Data::Q6K(w) => self.k_groups(w, groups, &acts.super_blocks, out),
         }
+    }
+
+    fn k_groups<const HIGH: usize, const SCALES: usize, const MINS: usize>(
+        self,
+        w: &KWeights<HIGH, SCALES, MINS>,
+        groups: Range<usize>,
+        x: &[ActSuperBlock],
+        out: &mut Columns<'_>,
+    ) {
+        dispatch!(self, k_groups(w, groups, x, out), k_groups(w, groups, x, out));
     }
 
     fn q8_groups(self, w: &Q8Weights, groups: Range<usize>, x: &[ActBlock], out: &mut Columns<'_>) {
@@ -85,6 +100,10 @@ impl Kernels {
 
     fn dot_groups_f16(self, w: &FloatWeights<u16>, groups: Range<usize>, x: &[f32], out: &mut Columns<'_>) {
         dispatch!(self, dot_groups_f16(w, groups, x, out), dot_groups(w, groups, x, scalar::dot_f16, out));
+    }
+
+    fn dot_groups_bf16(self, w: &FloatWeights<u16>, groups: Range<usize>, x: &[f32], out: &mut Columns<'_>) {
+        dispatch!(self, dot_groups_bf16(w, groups, x, out), dot_groups(w, groups, x, scalar::dot_bf16, out));
     }
 
     fn dot_groups_f32(self, w: &FloatWeights<f32>, groups: Range<usize>, x: &[f32], out: &mut Columns<'_>) {

@@ -14,13 +14,17 @@ use std::fmt;
 
 use crate::acts::ActKind;
 use crate::f16;
-use crate::scalar::{LANES, Q8_BLOCK};
+use crate::k_matrix::{Q4K, Q5K, Q6K};
+use crate::scalar::{LANES, Q4_K_BYTES, Q5_K_BYTES, Q6_K_BYTES, Q8_BLOCK, SUPER_BLOCK, SuperBlock};
 
 /// Rows per interleaved group.
 pub(crate) const GROUP: usize = 16;
 
 /// Bytes of one GGUF `Q8_0` block: an f16 scale, then 32 i8.
 const Q8_BLOCK_BYTES: usize = 2 + Q8_BLOCK;
+
+/// Bytes of one GGUF `Q4_0` block: an f16 scale, then 32 times 4 bits.
+const Q4_0_BLOCK_BYTES: usize = 2 + Q8_BLOCK / 2;
 
 /// Number format of a matrix, as in the GGUF file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +33,16 @@ pub enum Format {
     F32,
     /// 16-bit IEEE floats.
     F16,
+    /// The upper halves of 32-bit floats.
+    Bf16,
     /// Blocks of 32 i8 with an f16 scale.
     Q8_0,
+    /// GGUF `Q4_K`: super-blocks of 256 with 4 bits a value.
+    Q4K,
+    /// GGUF `Q5_K`: super-blocks of 256 with 5 bits a value.
+    Q5K,
+    /// GGUF `Q6_K`: super-blocks of 256 with 6 bits a value.
+    Q6K,
 }
 
 /// A weight matrix `[rows, k]`: `matmul` computes `y[row] = dot(row, x)`.
@@ -45,7 +57,11 @@ pub struct Matrix {
 pub(crate) enum Data {
     F32(FloatWeights<f32>),
     F16(FloatWeights<u16>),
+    Bf16(FloatWeights<u16>),
     Q8(Q8Weights),
+    Q4K(Q4K),
+    Q5K(Q5K),
+    Q6K(Q6K),
 }
 
 /// Rows of float weights whose columns alternate in memory, so that a kernel working on them reads one stream.
@@ -149,10 +165,12 @@ pub enum MatrixError {
         /// Columns.
         k: usize,
     },
-    /// `k` of a `Q8_0` matrix is no multiple of 32.
+    /// `k` is no multiple of the format's block length.
     Columns {
         /// Columns.
         k: usize,
+        /// Block length.
+        block: usize,
     },
     /// The number of bytes does not match the shape.
     Length {
@@ -167,7 +185,7 @@ impl fmt::Display for MatrixError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Shape { rows, k } => write!(f, "impossible matrix shape [{rows}, {k}]"),
-            Self::Columns { k } => write!(f, "{k} columns are no multiple of the block length {Q8_BLOCK}"),
+            Self::Columns { k, block } => write!(f, "{k} columns are no multiple of the block length {block}"),
             Self::Length { expected, got } => write!(f, "matrix data has {got} bytes, its shape needs {expected}"),
         }
     }
@@ -190,13 +208,49 @@ impl Matrix {
         Ok(Matrix { rows, k, data: Data::F16(FloatWeights::new(rows, k, values, u16::from_le_bytes)) })
     }
 
+    /// From little-endian bfloat16, row-major.
+    pub fn from_bf16(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
+        check_len(rows, k, 2, 1, bytes)?;
+        let (values, _) = bytes.as_chunks::<2>();
+        Ok(Matrix { rows, k, data: Data::Bf16(FloatWeights::new(rows, k, values, u16::from_le_bytes)) })
+    }
+
+    /// From GGUF `Q4_0` blocks, row-major; `k` must be a multiple of 32. A block is an f16 scale and 16 bytes, of which
+    /// number i holds column i in its low and column i + 16 in its high four bits, as value + 8. The matrix is kept as
+    /// `Q8_0` with the same values: the product is defined alike, so these are its bits, from 17/9 of the memory.
+    pub fn from_q4_0(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
+        check_len(rows, k, Q4_0_BLOCK_BYTES, Q8_BLOCK, bytes)?;
+        let mut wide = Vec::with_capacity(rows * k / Q8_BLOCK * Q8_BLOCK_BYTES);
+        for [d0, d1, q @ ..] in bytes.as_chunks::<Q4_0_BLOCK_BYTES>().0 {
+            wide.extend([*d0, *d1]);
+            wide.extend(q.iter().map(|q| (q & 15).wrapping_sub(8)));
+            wide.extend(q.iter().map(|q| (q >> 4).wrapping_sub(8)));
+        }
+        Matrix::from_q8_0(rows, k, &wide)
+    }
+
     /// From GGUF `Q8_0` blocks, row-major; `k` must be a multiple of 32.
     pub fn from_q8_0(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
-        if !k.is_multiple_of(Q8_BLOCK) {
-            return Err(MatrixError::Columns { k });
-        }
         check_len(rows, k, Q8_BLOCK_BYTES, Q8_BLOCK, bytes)?;
         Ok(Matrix { rows, k, data: Data::Q8(interleave(rows, k / Q8_BLOCK, bytes)) })
+    }
+
+    /// From GGUF `Q4_K` super-blocks, row-major; `k` must be a multiple of 256.
+    pub fn from_q4_k(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
+        check_len(rows, k, Q4_K_BYTES, SUPER_BLOCK, bytes)?;
+        Ok(Matrix { rows, k, data: Data::Q4K(Q4K::new(rows, k / SUPER_BLOCK, bytes, SuperBlock::from_q4_k)) })
+    }
+
+    /// From GGUF `Q5_K` super-blocks, row-major; `k` must be a multiple of 256.
+    pub fn from_q5_k(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
+        check_len(rows, k, Q5_K_BYTES, SUPER_BLOCK, bytes)?;
+        Ok(Matrix { rows, k, data: Data::Q5K(Q5K::new(rows, k / SUPER_BLOCK, bytes, SuperBlock::from_q5_k)) })
+    }
+
+    /// From GGUF `Q6_K` super-blocks, row-major; `k` must be a multiple of 256.
+    pub fn from_q6_k(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
+        check_len(rows, k, Q6_K_BYTES, SUPER_BLOCK, bytes)?;
+        Ok(Matrix { rows, k, data: Data::Q6K(Q6K::new(rows, k / SUPER_BLOCK, bytes, SuperBlock::from_q6_k)) })
     }
 
     /// Output rows.
@@ -215,29 +269,38 @@ impl Matrix {
     pub fn bytes(&self) -> usize {
         match &self.data {
             Data::F32(w) => size_of_val(&w.slabs[..]),
-            Data::F16(w) => size_of_val(&w.slabs[..]),
+            Data::F16(w) | Data::Bf16(w) => size_of_val(&w.slabs[..]),
             Data::Q8(w) => size_of_val(&w.q[..]) + size_of_val(&w.d[..]),
+            Data::Q4K(w) => w.bytes(),
+            Data::Q5K(w) => w.bytes(),
+            Data::Q6K(w) => w.bytes(),
         }
     }
 
-    /// Number format of the weights.
+    /// Number format of the weights; [`Format::Q8_0`] also for a matrix that was loaded from `Q4_0`.
     pub fn format(&self) -> Format {
         match &self.data {
             Data::F32(_) => Format::F32,
             Data::F16(_) => Format::F16,
+            Data::Bf16(_) => Format::Bf16,
             Data::Q8(_) => Format::Q8_0,
+            Data::Q4K(_) => Format::Q4K,
+            Data::Q5K(_) => Format::Q5K,
+            Data::Q6K(_) => Format::Q6K,
         }
     }
 
     /// The form of activations the product with this matrix is defined on.
     pub fn act_kind(&self) -> ActKind {
         match &self.data {
-            Data::F32(_) | Data::F16(_) => ActKind::F32,
+            Data::F32(_) | Data::F16(_) | Data::Bf16(_) => ActKind::F32,
             Data::Q8(_) => ActKind::Q8,
+            Data::Q4K(_) | Data::Q5K(_) | Data::Q6K(_) => ActKind::Q8K,
         }
     }
 
-    /// Writes row `row` as f32, exact in every format (q * d has at most 19 significant bits).
+    /// Writes row `row` as f32: exact in floats, `Q8_0` (q * d has at most 19 significant bits) and `Q6_K`; `Q4_K` and
+    /// `Q5_K` round once, see [`SuperBlock::to_f32`].
     ///
     /// # Panics
     /// If `row` is not below `rows` or `out` is not `[k]`.
@@ -247,6 +310,7 @@ impl Matrix {
         match &self.data {
             Data::F32(w) => out.iter_mut().zip(w.row(row)).for_each(|(out, w)| *out = w),
             Data::F16(w) => out.iter_mut().zip(w.row(row)).for_each(|(out, w)| *out = f16::to_f32(w)),
+            Data::Bf16(w) => out.iter_mut().zip(w.row(row)).for_each(|(out, w)| *out = f16::bf16_to_f32(w)),
             Data::Q8(w) => {
                 let (q, d) = w.group(row / GROUP);
                 let i = row % GROUP;
@@ -258,11 +322,17 @@ impl Matrix {
                     }
                 }
             }
+            Data::Q4K(w) => w.row_f32(row, out),
+            Data::Q5K(w) => w.row_f32(row, out),
+            Data::Q6K(w) => w.row_f32(row, out),
         }
     }
 }
 
 fn check_len(rows: usize, k: usize, unit_bytes: usize, unit: usize, bytes: &[u8]) -> Result<(), MatrixError> {
+    if !k.is_multiple_of(unit) {
+        return Err(MatrixError::Columns { k, block: unit });
+    }
     let expected = rows.checked_mul(k).filter(|&n| n > 0).and_then(|n| (n / unit).checked_mul(unit_bytes));
     let Some(expected) = expected else {
         return Err(MatrixError::Shape { rows, k });

@@ -10,6 +10,13 @@ use crate::attend::{KV_CHUNK, KvChunk, Scoring};
 use crate::f16;
 use crate::rope::{RopeStyle, RopeTable};
 
+mod k_quant;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use k_quant::super_block_scale;
+pub use k_quant::{
+    Q4_K_BYTES, Q5_K_BYTES, Q6_K_BYTES, SUB_BLOCK, SUB_BLOCKS, SUPER_BLOCK, SuperBlock, k_dot, quantize_super_block,
+};
+
 /// Values in one quantized block (GGUF `Q8_0`).
 pub const Q8_BLOCK: usize = 32;
 
@@ -47,6 +54,12 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[inline]
 pub fn dot_f16(a: &[u16], b: &[f32]) -> f32 {
     dot_by(a, b, f16::to_f32)
+}
+
+/// As [`dot`], `a` given as bfloat16 bits, each widened exactly.
+#[inline]
+pub fn dot_bf16(a: &[u16], b: &[f32]) -> f32 {
+    dot_by(a, b, f16::bf16_to_f32)
 }
 
 #[inline(always)]

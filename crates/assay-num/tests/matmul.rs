@@ -86,6 +86,18 @@ fn float_products_equal_their_definitions() {
             let expect: Vec<f32> =
                 x.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(|w| scalar::dot_f16(w, x))).collect();
             check(&Matrix::from_f16(rows, k, &bytes_f16(&w)).unwrap(), &x, m, &expect, &teams);
+
+            // The same bits read as bfloat16, without its infinities and NaNs.
+            let w: Vec<u16> = w.iter().map(|&w| if w & 0x7f80 == 0x7f80 { w ^ 0x4000 } else { w }).collect();
+            let wide: Vec<f32> = w.iter().map(|&w| f32::from_bits(u32::from(w) << 16)).collect();
+            let expect: Vec<f32> =
+                x.chunks_exact(k).flat_map(|x| wide.chunks_exact(k).map(|w| scalar::dot(w, x))).collect();
+            let matrix = Matrix::from_bf16(rows, k, &bytes_f16(&w)).unwrap();
+            assert_eq!(matrix.format(), Format::Bf16);
+            check(&matrix, &x, m, &expect, &teams);
+            let mut row = vec![f32::NAN; k];
+            matrix.row_f32(rows - 1, &mut row);
+            assert_bits(&wide[(rows - 1) * k..], &row, "BF16 row");
         }
     }
 }
@@ -168,9 +180,28 @@ fn rows_are_dequantized_exactly() {
     assert_bits(&values[16..24].iter().map(|&v| f16::to_f32(v)).collect::<Vec<_>>(), &out, "F16 row");
 }
 
+/// Values as `gguf.quants.dequantize` (PyPI package gguf 0.19) gives them for the same bytes.
+#[test]
+fn q4_0_is_the_same_values_in_fewer_bits() {
+    let block: Vec<u8> = [0x00, 0x38].into_iter().chain((0..16).map(|i| i | (15 - i) << 4)).collect();
+    let matrix = Matrix::from_q4_0(1, 32, &block).unwrap();
+    let mut row = [f32::NAN; 32];
+    matrix.row_f32(0, &mut row);
+    // d = 0.5; low halves count up from -8, high halves down from 7.
+    let expect: Vec<f32> = (-8..8).chain((-8..8).rev()).map(|q| q as f32 * 0.5).collect();
+    assert_bits(&expect, &row, "Q4_0 row");
+    let x: Vec<f32> = (0..64).map(|i| i as f32 - 20.0).collect();
+    let acts = quantized(&x);
+    let w: [i8; 32] = std::array::from_fn(|i| if i < 16 { i as i8 - 8 } else { 23 - i as i8 });
+    let expect: Vec<f32> = acts.iter().map(|x| scalar::q8_dot(&[(w, 0x3800)], &[*x])).collect();
+    check(&matrix, &x, 2, &expect, &[Team::new(1)]);
+    assert_eq!(Matrix::from_q4_0(1, 48, &block).unwrap_err(), MatrixError::Columns { k: 48, block: 32 });
+    assert_eq!(Matrix::from_q4_0(2, 32, &block).unwrap_err(), MatrixError::Length { expected: 36, got: 18 });
+}
+
 #[test]
 fn wrong_shapes_are_errors() {
-    assert_eq!(Matrix::from_q8_0(2, 48, &[0; 102]).unwrap_err(), MatrixError::Columns { k: 48 });
+    assert_eq!(Matrix::from_q8_0(2, 48, &[0; 102]).unwrap_err(), MatrixError::Columns { k: 48, block: 32 });
     assert_eq!(Matrix::from_q8_0(2, 32, &[0; 67]).unwrap_err(), MatrixError::Length { expected: 68, got: 67 });
     assert_eq!(Matrix::from_f32(0, 5, &[]).unwrap_err(), MatrixError::Shape { rows: 0, k: 5 });
     assert_eq!(Matrix::from_f16(usize::MAX, 2, &[]).unwrap_err(), MatrixError::Shape { rows: usize::MAX, k: 2 });

@@ -14,7 +14,12 @@ use std::io::Write;
 pub enum Format {
     F32,
     F16,
+    BF16,
     Q8_0,
+    Q4_0,
+    Q4K,
+    Q5K,
+    Q6K,
 }
 
 impl Format {
@@ -22,7 +27,12 @@ impl Format {
         match self {
             Self::F32 => GgmlType::F32,
             Self::F16 => GgmlType::F16,
+            Self::BF16 => GgmlType::BF16,
             Self::Q8_0 => GgmlType::Q8_0,
+            Self::Q4_0 => GgmlType::Q4_0,
+            Self::Q4K => GgmlType::Q4_K,
+            Self::Q5K => GgmlType::Q5_K,
+            Self::Q6K => GgmlType::Q6_K,
         }
     }
 }
@@ -103,13 +113,13 @@ pub struct TinyLlama {
     pub family: Family,
     /// Transformer blocks.
     pub layers: u32,
-    /// Width of the residual stream; a multiple of `heads`, and of 32 for Q8_0.
+    /// Width of the residual stream; a multiple of `heads`, and of 32 for Q8_0 and Q4_0, of 256 for the K formats.
     pub d_model: u32,
     /// Query heads.
     pub heads: u32,
     /// Key and value heads; divides `heads`.
     pub kv_heads: u32,
-    /// Width of the feed-forward layer; a multiple of 32 for Q8_0.
+    /// Width of the feed-forward layer; a multiple of 32 for Q8_0, of 256 for the K formats.
     pub ffn: u32,
     /// Tokens; at least [`VOCAB_MIN`].
     pub vocab: u32,
@@ -386,8 +396,10 @@ mod tests {
 
     #[test]
     fn generated_files_parse_and_their_tokenizer_round_trips() {
-        for format in [Format::F32, Format::F16, Format::Q8_0] {
-            let model = TinyLlama { format, vocab: 2_000, ..TinyLlama::default() };
+        use Format::{BF16, F16, F32, Q4_0, Q4K, Q5K, Q6K, Q8_0};
+        let small = [F32, F16, BF16, Q8_0, Q4_0].map(|format| (format, 64));
+        for (format, d_model) in small.into_iter().chain([Q4K, Q5K, Q6K].map(|format| (format, 256))) {
+            let model = TinyLlama { format, d_model, ffn: 256, vocab: 2_000, ..TinyLlama::default() };
             let bytes = tiny_llama(model);
             let gguf = Gguf::parse(&bytes).unwrap();
             assert_eq!(gguf.context_length().unwrap(), 512);
@@ -395,7 +407,7 @@ mod tests {
             let last = gguf.tensors().last().unwrap();
             assert_eq!(
                 (last.name.as_str(), last.ty, &last.dims[..]),
-                ("output.weight", format.ggml(), &[64, 2_000][..])
+                ("output.weight", format.ggml(), &[d_model.into(), 2_000][..])
             );
             assert_eq!(gguf.tensor_bytes(&bytes, last).unwrap().len() as u64, last.len);
             let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();

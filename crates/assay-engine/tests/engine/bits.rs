@@ -8,7 +8,7 @@ use assay_num::{Isa, Kernels};
 use assay_types::Job;
 
 use crate::support::{
-    ALL, F16, FAMILIES, GEMMA3, MIXED, Q8, QWEN2, Random, engine, job, letter, options, run_alone, submit,
+    ALL, F16, FAMILIES, GEMMA3, MIXED, Q4_K_M, Q8, QWEN2, Random, engine, job, letter, options, run_alone, submit,
 };
 
 fn tokens(n: usize, seed: u64) -> Vec<u32> {
@@ -88,7 +88,7 @@ fn cutting_the_prompt_does_not_change_the_bits() {
 
 #[test]
 fn neighbours_in_a_step_do_not_change_the_bits() {
-    for tiny in [Q8, MIXED, QWEN2, GEMMA3] {
+    for tiny in [Q8, MIXED, Q4_K_M, QWEN2, GEMMA3] {
         let model = tiny.model();
         let mut runner = Runner::new(2);
         let prompts: Vec<Vec<u32>> = (0..16).map(|i| tokens(20 + 37 * i, 70 + i as u64)).collect();

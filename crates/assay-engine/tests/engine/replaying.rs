@@ -3,7 +3,7 @@
 use assay_engine::{Replay, ReplayError, Runner, replay};
 use assay_types::{Finish, Job, JobError};
 
-use crate::support::{F16, FAMILIES, Outcome, Q8, VOCAB, greedy, job, letter, run_alone};
+use crate::support::{BF16, F16, FAMILIES, Outcome, Q4_K_M, Q5_K, Q8, VOCAB, greedy, job, letter, run_alone};
 
 fn jobs() -> Vec<Job> {
     vec![job(30, 40, 1), greedy(job(300, 30, 2)), job(1, 1, 3), job(250, 12, 4)]
@@ -11,7 +11,7 @@ fn jobs() -> Vec<Job> {
 
 #[test]
 fn an_honest_output_is_exact() {
-    for tiny in [Q8, F16].into_iter().chain(FAMILIES) {
+    for tiny in [Q8, F16, Q4_K_M, Q5_K, BF16].into_iter().chain(FAMILIES) {
         let model = tiny.model();
         let mut runner = Runner::new(2);
         for job in jobs() {

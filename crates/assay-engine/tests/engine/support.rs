@@ -94,7 +94,29 @@ pub const GEMMA3: Tiny = Tiny { family: Family::Gemma3, window: 300, n_layers: 3
 /// One of each family but Llama, F32.
 pub const FAMILIES: [Tiny; 6] = [QWEN2, QWEN3, PHI3, GEMMA, GEMMA2, GEMMA3];
 
-pub const ALL: [Tiny; 10] = [
+/// As a Q4_K_M file: one of q|k|v and one of gate|up in Q6_K, the rest in Q4_K.
+pub const Q4_K_M: Tiny = Tiny {
+    width: 256,
+    feed_forward: 512,
+    n_layers: 1,
+    head_dim: 64,
+    rope_dims: 64,
+    ty: GgmlType::Q4_K,
+    odd_ty: GgmlType::Q6_K,
+    seed: 11,
+    ..Q8
+};
+
+/// Q5_K beside Q8_0: stacks whose parts quantize the same input in two ways.
+pub const Q5_K: Tiny = Tiny { tied: false, ty: GgmlType::Q5_K, odd_ty: GgmlType::Q8_0, seed: 12, ..Q4_K_M };
+
+/// BF16 beside Q4_0.
+pub const BF16: Tiny = Tiny { ty: GgmlType::BF16, odd_ty: GgmlType::Q4_0, seed: 13, ..Q8 };
+
+pub const ALL: [Tiny; 13] = [
+    Q4_K_M,
+    Q5_K,
+    BF16,
     Q8,
     F16,
     F32,

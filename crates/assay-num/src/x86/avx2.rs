@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::float::float_kernels;
+pub(crate) use super::k_avx2::{k_groups, quantize_super};
 pub(crate) use super::q8_avx2::{q8_groups, quantize};
 
 type V = [__m256; 2];
@@ -76,6 +77,22 @@ fn load(x: &[f32; 16]) -> V {
 fn load_f16(x: &[u16; 16]) -> V {
     let (low, high) = halves(x);
     [load8_f16(low), load8_f16(high)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+#[expect(unsafe_code, reason = "vector load")]
+fn load8_bf16(x: &[u16; 8]) -> __m256 {
+    // SAFETY: the reference covers the 16 bytes read; the load is unaligned.
+    let bits = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_bf16(x: &[u16; 16]) -> V {
+    let (low, high) = halves(x);
+    [load8_bf16(low), load8_bf16(high)]
 }
 
 #[inline]

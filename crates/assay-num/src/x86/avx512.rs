@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::float::float_kernels;
+pub(crate) use super::k_avx512::{k_groups, quantize_super};
 pub(crate) use super::q8_avx512::{q8_groups, quantize};
 
 type V = __m512;
@@ -33,6 +34,15 @@ pub(super) fn load(x: &[f32; 16]) -> V {
 pub(super) fn load_f16(x: &[u16; 16]) -> V {
     // SAFETY: the reference covers the 32 bytes read; the load is unaligned.
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+#[expect(unsafe_code, reason = "vector load")]
+fn load_bf16(x: &[u16; 16]) -> V {
+    // SAFETY: the reference covers the 32 bytes read; the load is unaligned.
+    let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
 }
 
 #[inline]

@@ -1,7 +1,7 @@
 //! The float kernels, written once for a vector of 16 lanes and instantiated per instruction set.
 //!
 //! The module that calls the macro provides the type `V` and the operations `zero`, `splat`, `load`, `load_f16`,
-//! `store`, `store_f16`, `fma`, `add`, `sub`, `mul`, `div`, `maximum`, `round`, `add_exponent`, `select_gt`, `lane_sum`.
+//! `load_bf16`, `store`, `store_f16`, `fma`, `add`, `sub`, `mul`, `div`, `maximum`, `round`, `add_exponent`, `select_gt`, `lane_sum`.
 //! An expansion is one source for AVX2 (two registers per `V`) and AVX-512 (one), which is the simplest
 //! proof that both follow the same order of operations.
 
@@ -146,6 +146,7 @@ macro_rules! float_kernels {
         }
 
         float_kernels!(@dot $features, dot_tile_f16, dot_groups_f16, u16, load_f16, f16::to_f32, $dots);
+        float_kernels!(@dot $features, dot_tile_bf16, dot_groups_bf16, u16, load_bf16, f16::bf16_to_f32, $dots);
         float_kernels!(@dot $features, dot_tile_f32, dot_groups_f32, f32, load, f32::from, $dots);
         float_kernels!(@attend $features, $tiles);
     };

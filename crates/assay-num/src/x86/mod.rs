@@ -5,16 +5,23 @@
 //! such a reference into a vector.
 
 mod float;
+mod k_quant;
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
+mod k_avx2;
+mod k_avx512;
+mod k_avx_vnni;
 mod q8_avx2;
 mod q8_avx512;
 
-/// As AVX2, with `vpdpbusd` for the `Q8_0` products.
+/// As AVX2, with `vpdpbusd` for the quantized products.
 pub(crate) mod avx_vnni {
     pub(crate) use super::avx2::{
-        attend_many, dot_groups_f16, dot_groups_f32, exp, gelu_mul, narrow, quantize, rms_norm, rope, silu_mul, softcap,
+        attend_many, dot_groups_bf16, dot_groups_f16, dot_groups_f32, exp, gelu_mul, narrow, quantize, rms_norm, rope,
+        silu_mul, softcap,
     };
+    pub(crate) use super::k_avx_vnni::k_groups;
+    pub(crate) use super::k_avx2::quantize_super;
     pub(crate) use super::q8_avx2::q8_groups_vnni as q8_groups;
 }

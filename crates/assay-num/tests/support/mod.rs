@@ -53,13 +53,7 @@ pub struct Q8Rows {
 pub fn q8_rows(rng: &mut Rng, rows: usize, k: usize, wild: bool) -> Q8Rows {
     let (mut bytes, mut blocks) = (Vec::new(), Vec::new());
     for _ in 0..rows * k / 32 {
-        let d = match (wild, rng.below(6)) {
-            (false, _) => f16::from_f32_rne(0.002 + 0.01 * rng.float().abs()),
-            (true, 0) => 0,
-            (true, 1) => rng.next() as u16 & 0x83ff,
-            (true, 2) => 0x7bff,
-            (true, _) => rng.next() as u16 & 0xbfff,
-        };
+        let d = scale(rng, wild);
         let q: [i8; 32] = match (wild, rng.below(5)) {
             (true, 0) => [-128; 32],
             (true, 1) => [127; 32],
@@ -72,6 +66,17 @@ pub fn q8_rows(rng: &mut Rng, rows: usize, k: usize, wild: bool) -> Q8Rows {
         blocks.push((q, d));
     }
     Q8Rows { bytes, blocks }
+}
+
+/// A finite f16 scale; `wild`: of any size and sign, subnormal and zero included.
+pub fn scale(rng: &mut Rng, wild: bool) -> u16 {
+    match (wild, rng.below(6)) {
+        (false, _) => f16::from_f32_rne(0.002 + 0.01 * rng.float().abs()),
+        (true, 0) => 0,
+        (true, 1) => rng.next() as u16 & 0x83ff,
+        (true, 2) => 0x7bff,
+        (true, _) => rng.next() as u16 & 0xbfff,
+    }
 }
 
 /// Every instruction set of this CPU.
