@@ -1,13 +1,15 @@
 //! Running other programs: where the workspace is, one line before each command, its failure as an error.
 
 use anyhow::{Context, bail};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-/// Root of the workspace.
+/// Root of the workspace: what cargo says now, not where this binary was compiled, because checkouts may share a target
+/// folder.
 pub fn root() -> PathBuf {
-    let manifest_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest_dir =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     manifest_dir.parent().expect("xtask is a folder of the workspace").to_path_buf()
 }
 
