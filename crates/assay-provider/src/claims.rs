@@ -7,7 +7,7 @@ use crate::{ledger::Ledger, store::ChannelRow};
 use assay_chain::{ChainError, ClaimRow, client::ClaimReport};
 use assay_types::Amount;
 use std::{sync::Arc, time::Duration};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tokio_util::sync::CancellationToken;
 
 /// Which channels a run looks at.
@@ -31,21 +31,23 @@ pub(crate) enum ClaimError {
 /// When to claim.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ClaimTimes {
+    /// An earlier run may have left something to claim: the first claim is made at once.
+    pub has_past: bool,
     pub interval: Duration,
     pub poll: Duration,
     pub threshold: Amount,
 }
 
-/// Claims at once (what an earlier run left), then by time, threshold and withdrawals, until `stop`.
+/// Claims what an earlier run left, then by time, threshold and withdrawals, until `stop`.
 pub(crate) async fn run(ledger: Arc<Ledger>, times: ClaimTimes, stop: CancellationToken) {
-    let mut regular = interval(times.interval);
+    let first = if times.has_past { Duration::ZERO } else { times.interval };
+    let mut regular = interval_at(Instant::now() + first, times.interval);
     regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut poll = interval(times.poll);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let scope = tokio::select! {
             () = stop.cancelled() => return,
-            // The first tick is at once.
             _ = regular.tick() => Scope::Unclaimed,
             _ = poll.tick() => {
                 watch(&ledger).await;

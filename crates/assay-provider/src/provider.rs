@@ -149,7 +149,8 @@ impl Provider {
             cutting: CancellationToken::new(),
         });
         let claims = config.claims;
-        let times = ClaimTimes { interval: claims.interval, poll: claims.poll, threshold: claims.threshold };
+        let has_past = !service.ledger.store.channels().await?.is_empty();
+        let times = ClaimTimes { has_past, interval: claims.interval, poll: claims.poll, threshold: claims.threshold };
         let stop_claiming = CancellationToken::new();
         let tasks = Tasks {
             accepting: tokio::spawn(accept(Arc::clone(&service), listener)),
