@@ -40,6 +40,11 @@ impl Kernels {
         );
     }
 
+    /// `x[i] = gelu_erf(x[i])`, see [`scalar::gelu_erf`].
+    pub fn gelu_erf(self, x: &mut [f32]) {
+        dispatch!(self, gelu_erf(x), x.iter_mut().for_each(|x| *x = scalar::gelu_erf(*x)));
+    }
+
     /// `x[i] = softcap(x[i], cap)`, see [`scalar::softcap`].
     pub fn softcap(self, x: &mut [f32], cap: f32) {
         dispatch!(self, softcap(x, cap), x.iter_mut().for_each(|x| *x = scalar::softcap(*x, cap)));
@@ -70,6 +75,18 @@ impl Kernels {
         assert!(n > 0 && x.len().is_multiple_of(n) && x.len() == out.len());
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
             dispatch!(self, rms_norm(x, w, eps, out), scalar::rms_norm(x, w, eps, out));
+        }
+    }
+
+    /// [`scalar::layer_norm`] of each row of `x: [m, n]` with `w: [n]` and `b: [n]` into `out: [m, n]`.
+    ///
+    /// # Panics
+    /// If the shapes do not match.
+    pub fn layer_norm(self, x: &[f32], w: &[f32], b: &[f32], eps: f32, out: &mut [f32]) {
+        let n = w.len();
+        assert!(n > 0 && b.len() == n && x.len().is_multiple_of(n) && x.len() == out.len());
+        for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+            dispatch!(self, layer_norm(x, w, b, eps, out), scalar::layer_norm(x, w, b, eps, out));
         }
     }
 

@@ -10,7 +10,11 @@ use crate::attend::{KV_CHUNK, KvChunk, Scoring};
 use crate::f16;
 use crate::rope::{RopeStyle, RopeTable};
 
+mod encoder;
 mod k_quant;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use encoder::{TAIL_POLY, TAIL_SCALE};
+pub use encoder::{gelu_erf, layer_norm, upper_tail};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use k_quant::super_block_scale;
 pub use k_quant::{

@@ -61,6 +61,89 @@ fn gelu_and_softcap_equal_their_definitions() {
     }
 }
 
+#[test]
+fn exact_gelu_equals_its_definition() {
+    let x = floats_of_all_kinds();
+    let expect: Vec<f32> = x.iter().map(|&x| scalar::gelu_erf(x)).collect();
+    for kernels in kernels() {
+        let mut out = x.clone();
+        kernels.gelu_erf(&mut out);
+        assert_bits(&expect, &out, &format!("{} exact gelu", kernels.isa()));
+        for n in 0..40 {
+            let from = 5_000_000 % x.len() + n;
+            let mut out = x[from..][..n].to_vec();
+            kernels.gelu_erf(&mut out);
+            assert_bits(&expect[from..][..n], &out, "exact gelu of a short slice");
+        }
+    }
+}
+
+/// Against f64: relative to the magnitude of the argument; the tail by itself.
+#[test]
+fn exact_gelu_is_accurate() {
+    let exact = |x: f64| x * 0.5 * libm::erfc(-x / std::f64::consts::SQRT_2);
+    let (mut worst, mut worst_tail) = (0.0, 0.0);
+    for i in -60_000..=60_000 {
+        let x = i as f32 * 2e-4;
+        let wide = f64::from(x);
+        let scale = if wide.abs() > 1.0 { wide.abs() } else { 1.0 };
+        worst = f64::max(worst, (f64::from(scalar::gelu_erf(x)) - exact(wide)).abs() / scale);
+        if (0.0..=5.0).contains(&x) {
+            let tail = 0.5 * libm::erfc(wide / std::f64::consts::SQRT_2);
+            worst_tail = f64::max(worst_tail, (f64::from(scalar::upper_tail(x)) / tail - 1.0).abs());
+        }
+    }
+    assert!(worst < 1.5e-7 && worst_tail < 8e-7, "{worst:e} {worst_tail:e}");
+    assert!(worst > 1e-9 && worst_tail > 1e-8, "the measurement itself is broken: {worst:e} {worst_tail:e}");
+    let ends = [f32::MAX, -f32::MAX, 0.0, -0.0, f32::MIN_POSITIVE];
+    assert_eq!(ends.map(scalar::gelu_erf), [f32::MAX, 0.0, 0.0, 0.0, f32::MIN_POSITIVE / 2.0]);
+    assert!([f32::NAN, f32::INFINITY, f32::NEG_INFINITY].iter().all(|x| scalar::gelu_erf(*x).is_nan()));
+}
+
+#[test]
+fn layer_norm_equals_its_definition() {
+    let mut rng = Rng(27);
+    for n in (1..70).chain([256, 384, 2048, 4099]) {
+        let m = 3;
+        let x = if n % 2 == 0 { rng.wild_floats(m * n) } else { rng.floats(m * n, 3.0) };
+        let (w, b) = (rng.floats(n, 1.0), rng.floats(n, 1.0));
+        let mut expect = vec![0.0; m * n];
+        for (x, out) in x.chunks_exact(n).zip(expect.chunks_exact_mut(n)) {
+            scalar::layer_norm(x, &w, &b, 1e-12, out);
+        }
+        for kernels in kernels() {
+            let mut out = vec![f32::NAN; m * n];
+            kernels.layer_norm(&x, &w, &b, 1e-12, &mut out);
+            assert_bits(&expect, &out, &format!("{} layer_norm of {n}", kernels.isa()));
+        }
+    }
+}
+
+#[test]
+fn layer_norm_of_a_known_row() {
+    // Mean 3, variance 4; with eps 0 the centred row is halved.
+    let mut out = [0.0; 4];
+    scalar::layer_norm(&[1.0, 5.0, 1.0, 5.0], &[1.0, 2.0, 1.0, 3.0], &[0.0, 0.5, 10.0, -1.0], 0.0, &mut out);
+    assert_eq!(out, [-1.0, 2.5, 9.0, 2.0]);
+}
+
+/// Against f64, also far from zero, where the mean is larger than the spread.
+#[test]
+fn layer_norm_is_accurate() {
+    let mut rng = Rng(28);
+    for (n, offset) in [(384, 0.0), (768, 5.0), (100, -30.0)] {
+        let x: Vec<f32> = rng.floats(n, 2.0).iter().map(|x| x + offset).collect();
+        let mut out = vec![0.0; n];
+        scalar::layer_norm(&x, &vec![1.0; n], &vec![0.0; n], 1e-12, &mut out);
+        let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
+        let variance = x.iter().map(|&x| (f64::from(x) - mean) * (f64::from(x) - mean)).sum::<f64>() / n as f64;
+        for (x, out) in x.iter().zip(&out) {
+            let exact = (f64::from(*x) - mean) / variance.sqrt();
+            assert!((exact - f64::from(*out)).abs() < 1e-5, "{exact} {out}");
+        }
+    }
+}
+
 /// Against f64, by the error that matters: relative to the magnitude for gelu (its tail aside), to the cap for softcap.
 #[test]
 fn gelu_and_softcap_are_accurate() {
@@ -214,7 +297,13 @@ fn stored_keys_and_values_are_rounded_to_nearest_even() {
 
 #[test]
 fn golden_outputs() {
-    const GOLDEN: [u64; 3] = [0xa424_9376_c5c2_0eed, 0x34f9_bc67_3052_81f5, 0xe825_8576_c914_8e83];
+    const GOLDEN: [u64; 5] = [
+        0xa424_9376_c5c2_0eed,
+        0x34f9_bc67_3052_81f5,
+        0xe825_8576_c914_8e83,
+        0xdf4f_f814_17f3_515a,
+        0x26ad_a3ce_6b95_3ad9,
+    ];
     let mut rng = Rng(10);
     let x = rng.floats(1000, 20.0);
     let w = rng.floats(100, 1.0);
@@ -225,6 +314,10 @@ fn golden_outputs() {
         kernels.silu_mul(&x, &x, &mut silu);
         let mut norm = vec![0.0; 1000];
         kernels.rms_norm(&x, &w, 1e-6, &mut norm);
-        assert_eq!([&exp, &silu, &norm].map(|v| hash(v)), GOLDEN, "{}", kernels.isa());
+        let mut layer_norm = vec![0.0; 1000];
+        kernels.layer_norm(&x, &w, &x[..100], 1e-12, &mut layer_norm);
+        let mut gelu = x.clone();
+        kernels.gelu_erf(&mut gelu);
+        assert_eq!([&exp, &silu, &norm, &layer_norm, &gelu].map(|v| hash(v)), GOLDEN, "{}", kernels.isa());
     }
 }

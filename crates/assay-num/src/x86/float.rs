@@ -20,7 +20,9 @@ macro_rules! float_kernels {
         use crate::matmul::Columns;
         use crate::matrix::{FLOAT_ROWS, FloatWeights};
         use crate::rope::{RopeStyle, RopeTable};
-        use crate::scalar::{self, EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LANES, LN2_HIGH, LN2_LOW, LOG2_E};
+        use crate::scalar::{
+            self, EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LANES, LN2_HIGH, LN2_LOW, LOG2_E, TAIL_POLY, TAIL_SCALE,
+        };
         use crate::x86::float::at16;
 
         /// [`scalar::exp`] of each lane.
@@ -83,6 +85,27 @@ macro_rules! float_kernels {
             }
         }
 
+        /// [`scalar::gelu_erf`] of each element.
+        #[target_feature(enable = $features)]
+        pub(crate) fn gelu_erf(x: &mut [f32]) {
+            let (x, tail) = x.as_chunks_mut::<LANES>();
+            for out in x {
+                let x = load(out);
+                let minus = mul(x, splat(-1.0));
+                let a = select_gt(zero(), x, minus, x);
+                let t = div(splat(1.0), fma(a, splat(TAIL_SCALE), splat(1.0)));
+                let mut p = splat(TAIL_POLY[8]);
+                for i in (0..8).rev() {
+                    p = fma(p, t, splat(TAIL_POLY[i]));
+                }
+                let h = mul(mul(p, t), exp_lanes(mul(mul(a, a), splat(-0.5))));
+                store(select_gt(zero(), x, mul(x, h), fma(minus, h, x)), out);
+            }
+            for x in tail {
+                *x = scalar::gelu_erf(*x);
+            }
+        }
+
         /// [`scalar::softcap`] of each element.
         #[target_feature(enable = $features)]
         pub(crate) fn softcap(x: &mut [f32], cap: f32) {
@@ -124,6 +147,30 @@ macro_rules! float_kernels {
             let inv = scalar::inverse_rms(finish_dot(lanes, tail.iter().map(|&x| (x, x))), x.len(), eps);
             for ((out, &x), &w) in out.iter_mut().zip(x).zip(w) {
                 *out = (x * inv) * w;
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(crate) fn layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32, out: &mut [f32]) {
+            let n = x.len() as f32;
+            let (groups, tail) = x.as_chunks::<LANES>();
+            let mut lanes = zero();
+            for x in groups {
+                lanes = add(lanes, load(x));
+            }
+            // fma(x, 1, lane) is lane + x.
+            let mean = finish_dot(lanes, tail.iter().map(|&x| (x, 1.0))) / n;
+            let mut lanes = zero();
+            for (x, out) in groups.iter().zip(out.as_chunks_mut::<LANES>().0) {
+                let c = sub(load(x), splat(mean));
+                lanes = fma(c, c, lanes);
+                store(c, out);
+            }
+            let tail_out = &mut out[x.len() - tail.len()..];
+            tail_out.iter_mut().zip(tail).for_each(|(out, x)| *out = x - mean);
+            let inv = scalar::inverse_rms(finish_dot(lanes, tail_out.iter().map(|&c| (c, c))), x.len(), eps);
+            for ((out, &w), &b) in out.iter_mut().zip(w).zip(b) {
+                *out = scalar::fma(*out * inv, w, b);
             }
         }
 

@@ -18,8 +18,8 @@ mod q8_avx512;
 /// As AVX2, with `vpdpbusd` for the quantized products.
 pub(crate) mod avx_vnni {
     pub(crate) use super::avx2::{
-        attend_many, dot_groups_bf16, dot_groups_f16, dot_groups_f32, exp, gelu_mul, narrow, quantize, rms_norm, rope,
-        silu_mul, softcap,
+        attend_many, dot_groups_bf16, dot_groups_f16, dot_groups_f32, exp, gelu_erf, gelu_mul, layer_norm, narrow,
+        quantize, rms_norm, rope, silu_mul, softcap,
     };
     pub(crate) use super::k_avx_vnni::k_groups;
     pub(crate) use super::k_avx2::quantize_super;
