@@ -22,6 +22,7 @@ mod template_guard;
 mod tokenizer;
 mod value;
 mod vocab;
+mod wordpiece;
 pub mod write;
 
 pub use chat::chat_tokens;

@@ -6,6 +6,7 @@ use crate::{
     special::{Fragment, Specials},
     spm::{self, Spm},
     vocab::{Kind, Vocab},
+    wordpiece::{self, WordPiece},
 };
 use sha2::{Digest, Sha256};
 
@@ -36,6 +37,7 @@ pub struct Tokenizer {
 enum Scheme {
     Bpe(Box<Bpe>),
     Spm(Box<Spm>),
+    WordPiece(Box<WordPiece>),
 }
 
 /// Why a file's tokenizer cannot be used.
@@ -44,8 +46,8 @@ pub enum TokenizerError {
     /// A key is missing or has the wrong type.
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    /// `tokenizer.ggml.model` is not "llama" or "gpt2".
-    #[error("tokenizer model {name:?} is not supported (llama and gpt2 are)")]
+    /// `tokenizer.ggml.model` is not "llama", "gpt2" or "bert".
+    #[error("tokenizer model {name:?} is not supported (llama, gpt2 and bert are)")]
     Model {
         /// The file's value.
         name: String,
@@ -107,6 +109,14 @@ pub enum TokenizerError {
     /// A "llama" vocabulary without scores.
     #[error("tokenizer.ggml.scores is missing, which decides merges")]
     NoScores,
+    /// A "bert" vocabulary without a token that it cannot do without.
+    #[error("the vocabulary has no token {text}, and {key} names none")]
+    NoSpecial {
+        /// The token's usual text.
+        text: &'static str,
+        /// The key that could name it.
+        key: &'static str,
+    },
     /// A token's text is longer than the limit for its kind.
     #[error("a token's text has {len} bytes, at most {max} are allowed")]
     TokenLength {
@@ -128,6 +138,7 @@ impl Tokenizer {
         let scheme = match model {
             "gpt2" => Scheme::Bpe(Box::new(Bpe::from_gguf(gguf, &vocab)?)),
             "llama" => Scheme::Spm(Box::new(Spm::from_gguf(gguf, &vocab)?)),
+            "bert" => Scheme::WordPiece(Box::new(WordPiece::from_gguf(gguf, &vocab)?)),
             other => return Err(TokenizerError::Model { name: other.to_owned() }),
         };
         let mut printed = Vec::new();
@@ -136,14 +147,27 @@ impl Tokenizer {
             match scheme {
                 Scheme::Bpe(_) => bpe::print(&vocab, id, &mut printed),
                 Scheme::Spm(_) => spm::print(&vocab, id, &mut printed),
+                Scheme::WordPiece(_) => wordpiece::print(&vocab, id, &mut printed),
             }
             printed_ends.push(printed.len());
         }
-        let bos = vocab.special(gguf, "tokenizer.ggml.bos_token_id")?;
-        let eos = vocab.special(gguf, "tokenizer.ggml.eos_token_id")?;
+        let (bos, eos) = match &scheme {
+            Scheme::WordPiece(wordpiece) => (Some(wordpiece.cls), Some(wordpiece.sep)),
+            _ => (
+                vocab.special(gguf, "tokenizer.ggml.bos_token_id")?,
+                vocab.special(gguf, "tokenizer.ggml.eos_token_id")?,
+            ),
+        };
         let eot = vocab.special(gguf, "tokenizer.ggml.eot_token_id")?;
         let eom = vocab.special(gguf, "tokenizer.ggml.eom_token_id")?;
-        let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(scheme.adds_bos_by_default());
+        // Encoders were trained on inputs with both ends marked; their files' keys about it are not reliable.
+        let (add_bos, add_eos) = match &scheme {
+            Scheme::WordPiece(_) => (true, true),
+            _ => (
+                gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(scheme.adds_bos_by_default()),
+                gguf.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+            ),
+        };
         Ok(Self {
             printed,
             printed_ends,
@@ -153,7 +177,7 @@ impl Tokenizer {
             bos,
             eos,
             add_bos: add_bos && bos.is_some(),
-            add_eos: gguf.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false) && eos.is_some(),
+            add_eos: add_eos && eos.is_some(),
             end_ids: vocab.end_ids(&[eos, eot, eom]),
             hash: hash(gguf),
             scheme,
@@ -214,6 +238,14 @@ impl Tokenizer {
                     match fragment {
                         Fragment::Token(id) => out.push(id),
                         Fragment::Text(text) => bpe.encode(&self.vocab, text, &mut scratch, out),
+                    }
+                }
+            }
+            Scheme::WordPiece(wordpiece) => {
+                for fragment in fragments {
+                    match fragment {
+                        Fragment::Token(id) => out.push(id),
+                        Fragment::Text(text) => wordpiece.encode(&self.vocab, text, out),
                     }
                 }
             }
@@ -296,7 +328,7 @@ impl Scheme {
     fn adds_bos_by_default(&self) -> bool {
         match self {
             Self::Bpe(bpe) => bpe.pre() == crate::pretokenize::PreTokenizer::Llama3,
-            Self::Spm(_) => true,
+            Self::Spm(_) | Self::WordPiece(_) => true,
         }
     }
 }

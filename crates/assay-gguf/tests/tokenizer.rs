@@ -205,7 +205,7 @@ fn metadata_that_contradicts_itself_is_named() {
         assert!(error.contains(expect), "{error:?} does not contain {expect:?}");
     };
     check(build(&GgufWriter::new()), "tokenizer.ggml.model is missing");
-    check(bpe(&[], &[], put("tokenizer.ggml.model", "bert")), "\"bert\" is not supported");
+    check(bpe(&[], &[], put("tokenizer.ggml.model", "t5")), "\"t5\" is not supported");
     check(bpe(&[], &[], put("tokenizer.ggml.pre", "tekken")), "\"tekken\" is not supported");
     check(bpe(&[], &["ab"], |_| ()), "merge 0 is not two texts");
     check(bpe(&[], &["é"], |_| ()), "merge 0 is not two texts");
