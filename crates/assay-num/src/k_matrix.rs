@@ -17,6 +17,7 @@ use crate::f16;
 use crate::matmul::Columns;
 use crate::matrix::GROUP;
 use crate::scalar::{SUB_BLOCK, SUB_BLOCKS, SUPER_BLOCK, SuperBlock, fma};
+use crate::storage::{Plain, Storage};
 
 /// A super-block of 16 rows: `HIGH` lines of high bits, `SCALES` scales and `MINS` minima a row.
 #[derive(Debug, Clone, Copy)]
@@ -32,12 +33,36 @@ pub(crate) struct KBlock<const HIGH: usize, const SCALES: usize, const MINS: usi
     pub dmin: [u16; GROUP],
 }
 
+#[expect(unsafe_code, reason = "states a property of the type")]
+// SAFETY: integers only; HIGH lines of 64, SCALES and MINS of 16 and two of 32 bytes come to a multiple of 64 in each of
+// the three formats, which the assertions below check: no padding.
+unsafe impl<const HIGH: usize, const SCALES: usize, const MINS: usize> Plain for KBlock<HIGH, SCALES, MINS> {}
+
+const _: () = {
+    assert!(size_of::<KBlock<0, 8, 8>>() == 64 * 32 + 16 * 16 + 64);
+    assert!(size_of::<KBlock<8, 8, 8>>() == 64 * 40 + 16 * 16 + 64);
+    assert!(size_of::<KBlock<16, 16, 0>>() == 64 * 48 + 16 * 16 + 64);
+};
+
+impl<const HIGH: usize, const SCALES: usize, const MINS: usize> Default for KBlock<HIGH, SCALES, MINS> {
+    fn default() -> Self {
+        KBlock {
+            low: [[0; 64]; 32],
+            high: [[0; 64]; HIGH],
+            scales: [[0; GROUP]; SCALES],
+            mins: [[0; GROUP]; MINS],
+            d: [0; GROUP],
+            dmin: [0; GROUP],
+        }
+    }
+}
+
 /// Rows of super-blocks; rows beyond the last are zero.
 #[derive(Debug, Clone)]
 pub(crate) struct KWeights<const HIGH: usize, const SCALES: usize, const MINS: usize> {
     pub n_blocks: usize,
     /// `[groups, n_blocks]`
-    blocks: Vec<KBlock<HIGH, SCALES, MINS>>,
+    blocks: Storage<KBlock<HIGH, SCALES, MINS>>,
 }
 
 pub(crate) type Q4K = KWeights<0, 8, 8>;
@@ -50,38 +75,8 @@ const fn offset(mins: usize) -> i8 {
 }
 
 impl<const HIGH: usize, const SCALES: usize, const MINS: usize> KBlock<HIGH, SCALES, MINS> {
-    const ZERO: Self = KBlock {
-        low: [[0; 64]; 32],
-        high: [[0; 64]; HIGH],
-        scales: [[0; GROUP]; SCALES],
-        mins: [[0; GROUP]; MINS],
-        d: [0; GROUP],
-        dmin: [0; GROUP],
-    };
-
-    /// Puts a row into an empty place.
-    fn put(&mut self, i: usize, row: &SuperBlock) {
-        for (j, columns) in row.q.as_chunks::<32>().0.iter().enumerate() {
-            let (first, second) = columns.split_at(16);
-            for (n, (first, second)) in first.iter().zip(second).enumerate() {
-                let (c, at) = (n / 4, 4 * i + n % 4);
-                let (first, second) = ((first - offset(MINS)) as u8, (second - offset(MINS)) as u8);
-                self.low[4 * j + c][at] = first & 15 | second << 4;
-                match HIGH {
-                    0 => {}
-                    8 => self.high[j][at] |= (first >> 4) << c | (second >> 4) << (4 + c),
-                    _ => self.high[2 * j + c / 2][at] |= ((first >> 4) | (second >> 4) << 4) << (2 * (c % 2)),
-                }
-            }
-        }
-        let step = SUB_BLOCKS / SCALES;
-        self.scales.iter_mut().enumerate().for_each(|(n, line)| line[i] = row.scales[n * step]);
-        self.mins.iter_mut().enumerate().for_each(|(n, line)| line[i] = row.mins[n * step]);
-        (self.d[i], self.dmin[i]) = (row.d, row.dmin);
-    }
-
     /// Takes a row out again.
-    fn row(&self, i: usize) -> SuperBlock {
+    pub fn row(&self, i: usize) -> SuperBlock {
         let step = SUB_BLOCKS / SCALES;
         SuperBlock {
             q: std::array::from_fn(|column| self.stored(i, column) as i8 + offset(MINS)),
@@ -106,19 +101,8 @@ impl<const HIGH: usize, const SCALES: usize, const MINS: usize> KBlock<HIGH, SCA
 }
 
 impl<const HIGH: usize, const SCALES: usize, const MINS: usize> KWeights<HIGH, SCALES, MINS> {
-    /// From GGUF super-blocks of N bytes, row-major: `[rows, n_blocks]`.
-    pub fn new<const N: usize>(
-        rows: usize,
-        n_blocks: usize,
-        bytes: &[u8],
-        unpack: impl Fn(&[u8; N]) -> SuperBlock,
-    ) -> Self {
-        let mut blocks = vec![KBlock::ZERO; rows.div_ceil(GROUP) * n_blocks];
-        for (row, bytes) in bytes.as_chunks::<N>().0.chunks_exact(n_blocks).enumerate() {
-            for (block, bytes) in blocks[row / GROUP * n_blocks..].iter_mut().zip(bytes) {
-                block.put(row % GROUP, &unpack(bytes));
-            }
-        }
+    /// `blocks`: `[groups, n_blocks]`.
+    pub fn new(n_blocks: usize, blocks: Storage<KBlock<HIGH, SCALES, MINS>>) -> Self {
         KWeights { n_blocks, blocks }
     }
 

@@ -10,32 +10,39 @@
 //! not finite is never canonical: its bits may differ by instruction set, but it never turns back
 //! into a finite value unnoticed ([`check_finite`] after each layer or on the logits finds it).
 //!
-//! `unsafe` appears in three kinds of places: calls into `#[target_feature]` functions after the
+//! `unsafe` appears in four kinds of places: calls into `#[target_feature]` functions after the
 //! CPU check that made the [`Kernels`] value, vector loads and stores through references to arrays,
-//! and the disjoint writes of a [`Team`].
+//! the disjoint writes of a [`Team`], and the reading of packed bytes, which a file may hold, as blocks of weights.
 
 #![warn(missing_docs)]
 
 mod acts;
 mod attend;
+mod checksum;
 mod elementwise;
 pub mod f16;
 mod float_env;
 mod isa;
 mod k_matrix;
+mod k_pack;
 mod matmul;
 mod matrix;
+mod pack;
 mod rope;
 pub mod sample;
 pub mod scalar;
+mod storage;
 mod team;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use acts::{ActKind, Acts};
 pub use attend::{AttendScratch, KV_CHUNK, KvChunk, Scoring};
+pub use checksum::checksum;
 pub use isa::{Isa, Kernels, UnknownIsa};
 pub use matrix::{Format, Matrix, MatrixError};
+pub use pack::{Packing, Section, SourceRows, layout_id};
 pub use rope::{RopeStyle, RopeTable, RopeTableError};
 pub use sample::{NonFinite, check_finite};
+pub use storage::{ALIGN, AlignedBytes, Owner};
 pub use team::Team;

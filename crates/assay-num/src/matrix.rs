@@ -1,6 +1,6 @@
 //! Weight matrices in the layout of the kernels.
 //!
-//! Owns the conversion from GGUF bytes. Q8_0 rows are interleaved 16 at a time, so that a vector lane is an
+//! What goes where is here, the conversion from GGUF bytes in `pack.rs`. Q8_0 rows are interleaved 16 at a time, so that a vector lane is an
 //! output row: no horizontal sums, and the order of operations is the same for one token and for many.
 //!
 //! Float rows alternate 8 at a time in pieces of 16 columns; there a lane is a column modulo 16.
@@ -15,16 +15,13 @@ use std::fmt;
 use crate::acts::ActKind;
 use crate::f16;
 use crate::k_matrix::{Q4K, Q5K, Q6K};
-use crate::scalar::{LANES, Q4_K_BYTES, Q5_K_BYTES, Q6_K_BYTES, Q8_BLOCK, SUPER_BLOCK, SuperBlock};
+use crate::pack::Packing;
+use crate::scalar::{LANES, Q8_BLOCK, SUPER_BLOCK};
+use crate::storage::{Owner, Plain, Storage};
+use crate::team::Team;
 
 /// Rows per interleaved group.
 pub(crate) const GROUP: usize = 16;
-
-/// Bytes of one GGUF `Q8_0` block: an f16 scale, then 32 i8.
-const Q8_BLOCK_BYTES: usize = 2 + Q8_BLOCK;
-
-/// Bytes of one GGUF `Q4_0` block: an f16 scale, then 32 times 4 bits.
-const Q4_0_BLOCK_BYTES: usize = 2 + Q8_BLOCK / 2;
 
 /// Number format of a matrix, as in the GGUF file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +34,20 @@ pub enum Format {
     Bf16,
     /// Blocks of 32 i8 with an f16 scale.
     Q8_0,
+    /// Blocks of 32 times 4 bits with an f16 scale; kept as `Q8_0`.
+    Q4_0,
     /// GGUF `Q4_K`: super-blocks of 256 with 4 bits a value.
     Q4K,
     /// GGUF `Q5_K`: super-blocks of 256 with 5 bits a value.
     Q5K,
     /// GGUF `Q6_K`: super-blocks of 256 with 6 bits a value.
     Q6K,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Format; 8] =
+        [Format::F32, Format::F16, Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q5K, Format::Q6K];
 }
 
 /// A weight matrix `[rows, k]`: `matmul` computes `y[row] = dot(row, x)`.
@@ -64,6 +69,32 @@ pub(crate) enum Data {
     Q6K(Q6K),
 }
 
+impl Data {
+    /// The sections of a packed matrix; `None` if they are not aligned.
+    fn new(packing: Packing, has_min: bool, owner: &Owner, start: usize) -> Option<Data> {
+        let [first, second] = packing.sections();
+        let n = packing.n_groups();
+        let first = (start, first.group_bytes * n);
+        let second = (start + second.start, second.group_bytes * n);
+        fn part<T: Plain>(owner: &Owner, (start, len): (usize, usize)) -> Option<Storage<T>> {
+            Storage::new(owner, start, len)
+        }
+        let (k, blocks) = (packing.k(), packing.k() / SUPER_BLOCK);
+        Some(match packing.format() {
+            Format::F32 => Data::F32(FloatWeights { k, slabs: part(owner, first)? }),
+            Format::F16 => Data::F16(FloatWeights { k, slabs: part(owner, first)? }),
+            Format::Bf16 => Data::Bf16(FloatWeights { k, slabs: part(owner, first)? }),
+            Format::Q8_0 | Format::Q4_0 => {
+                let (q, d) = (part(owner, first)?, part(owner, second)?);
+                Data::Q8(Q8Weights { n_blocks: k / Q8_BLOCK, q, d, has_min })
+            }
+            Format::Q4K => Data::Q4K(Q4K::new(blocks, part(owner, first)?)),
+            Format::Q5K => Data::Q5K(Q5K::new(blocks, part(owner, first)?)),
+            Format::Q6K => Data::Q6K(Q6K::new(blocks, part(owner, first)?)),
+        })
+    }
+}
+
 /// Rows of float weights whose columns alternate in memory, so that a kernel working on them reads one stream.
 pub(crate) const FLOAT_ROWS: usize = 8;
 
@@ -72,31 +103,20 @@ pub(crate) const FLOAT_ROWS: usize = 8;
 #[repr(C, align(64))]
 pub(crate) struct Slab<T>(pub [[T; LANES]; FLOAT_ROWS]);
 
+#[expect(unsafe_code, reason = "states a property of the type")]
+// SAFETY: 512 or 256 bytes of plain values, multiples of its alignment: no padding.
+unsafe impl<T: Plain> Plain for Slab<T> {}
+
 /// Float weights; rows and columns beyond the last are zero.
 #[derive(Debug, Clone)]
 pub(crate) struct FloatWeights<T> {
     /// Columns.
     pub k: usize,
     /// `[groups of 8 rows, ceil(k / 16)]`
-    slabs: Vec<Slab<T>>,
+    slabs: Storage<Slab<T>>,
 }
 
-impl<T: Copy + Default> FloatWeights<T> {
-    /// From `[rows, k]` values of N bytes each.
-    fn new<const N: usize>(rows: usize, k: usize, bytes: &[[u8; N]], read: impl Fn([u8; N]) -> T) -> Self {
-        let n_slabs = k.div_ceil(LANES);
-        let mut slabs = vec![Slab([[T::default(); LANES]; FLOAT_ROWS]); rows.div_ceil(FLOAT_ROWS) * n_slabs];
-        for (row, bytes) in bytes.chunks_exact(k).enumerate() {
-            let group = &mut slabs[row / FLOAT_ROWS * n_slabs..][..n_slabs];
-            for (slab, bytes) in group.iter_mut().zip(bytes.chunks(LANES)) {
-                for (value, bytes) in slab.0[row % FLOAT_ROWS].iter_mut().zip(bytes) {
-                    *value = read(*bytes);
-                }
-            }
-        }
-        FloatWeights { k, slabs }
-    }
-
+impl<T: Copy> FloatWeights<T> {
     /// The slabs of rows `8g..8g + 8`: `ceil(k / 16)`.
     #[inline]
     pub fn group(&self, g: usize) -> &[Slab<T>] {
@@ -121,9 +141,9 @@ impl<T: Copy + Default> FloatWeights<T> {
 pub(crate) struct Q8Weights {
     pub n_blocks: usize,
     /// `[groups, n_blocks]`
-    pub q: Vec<WeightBlock>,
+    pub q: Storage<WeightBlock>,
     /// `[groups, n_blocks]`: f16 scales of the 16 rows.
-    pub d: Vec<[u16; GROUP]>,
+    pub d: Storage<[u16; GROUP]>,
     /// Some weight is -128. Quantizers do not produce it, but a file may contain it, and the fast AVX2
     /// kernel cannot negate it.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX2 asks"))]
@@ -135,9 +155,13 @@ pub(crate) struct Q8Weights {
 #[repr(C, align(64))]
 pub(crate) struct WeightBlock(pub [[u8; 64]; 8]);
 
+#[expect(unsafe_code, reason = "states a property of the type")]
+// SAFETY: 512 bytes, a multiple of its alignment: no padding.
+unsafe impl Plain for WeightBlock {}
+
 impl WeightBlock {
     /// All weights 0.
-    const ZERO: WeightBlock = WeightBlock([[0x80; 64]; 8]);
+    pub const ZERO: WeightBlock = WeightBlock([[0x80; 64]; 8]);
 
     /// The weight of row `i` of the group and column `column` of the block.
     #[inline]
@@ -179,6 +203,8 @@ pub enum MatrixError {
         /// Bytes given.
         got: usize,
     },
+    /// Packed bytes that do not start at a multiple of 64.
+    Unaligned,
 }
 
 impl fmt::Display for MatrixError {
@@ -186,6 +212,7 @@ impl fmt::Display for MatrixError {
         match self {
             Self::Shape { rows, k } => write!(f, "impossible matrix shape [{rows}, {k}]"),
             Self::Columns { k, block } => write!(f, "{k} columns are no multiple of the block length {block}"),
+            Self::Unaligned => write!(f, "packed weights do not start at a multiple of 64 bytes"),
             Self::Length { expected, got } => write!(f, "matrix data has {got} bytes, its shape needs {expected}"),
         }
     }
@@ -194,63 +221,66 @@ impl fmt::Display for MatrixError {
 impl std::error::Error for MatrixError {}
 
 impl Matrix {
-    /// From little-endian f32, row-major.
+    /// From little-endian f32, row-major. All of these work on one thread; [`Matrix::pack`] works on several.
     pub fn from_f32(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
-        check_len(rows, k, 4, 1, bytes)?;
-        let (values, _) = bytes.as_chunks::<4>();
-        Ok(Matrix { rows, k, data: Data::F32(FloatWeights::new(rows, k, values, f32::from_le_bytes)) })
+        Matrix::from_bytes(Format::F32, rows, k, bytes)
     }
 
     /// From little-endian f16, row-major.
     pub fn from_f16(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
-        check_len(rows, k, 2, 1, bytes)?;
-        let (values, _) = bytes.as_chunks::<2>();
-        Ok(Matrix { rows, k, data: Data::F16(FloatWeights::new(rows, k, values, u16::from_le_bytes)) })
+        Matrix::from_bytes(Format::F16, rows, k, bytes)
     }
 
     /// From little-endian bfloat16, row-major.
     pub fn from_bf16(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
-        check_len(rows, k, 2, 1, bytes)?;
-        let (values, _) = bytes.as_chunks::<2>();
-        Ok(Matrix { rows, k, data: Data::Bf16(FloatWeights::new(rows, k, values, u16::from_le_bytes)) })
+        Matrix::from_bytes(Format::Bf16, rows, k, bytes)
     }
 
     /// From GGUF `Q4_0` blocks, row-major; `k` must be a multiple of 32. A block is an f16 scale and 16 bytes, of which
     /// number i holds column i in its low and column i + 16 in its high four bits, as value + 8. The matrix is kept as
     /// `Q8_0` with the same values: the product is defined alike, so these are its bits, from 17/9 of the memory.
     pub fn from_q4_0(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
-        check_len(rows, k, Q4_0_BLOCK_BYTES, Q8_BLOCK, bytes)?;
-        let mut wide = Vec::with_capacity(rows * k / Q8_BLOCK * Q8_BLOCK_BYTES);
-        for [d0, d1, q @ ..] in bytes.as_chunks::<Q4_0_BLOCK_BYTES>().0 {
-            wide.extend([*d0, *d1]);
-            wide.extend(q.iter().map(|q| (q & 15).wrapping_sub(8)));
-            wide.extend(q.iter().map(|q| (q >> 4).wrapping_sub(8)));
-        }
-        Matrix::from_q8_0(rows, k, &wide)
+        Matrix::from_bytes(Format::Q4_0, rows, k, bytes)
     }
 
     /// From GGUF `Q8_0` blocks, row-major; `k` must be a multiple of 32.
     pub fn from_q8_0(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
-        check_len(rows, k, Q8_BLOCK_BYTES, Q8_BLOCK, bytes)?;
-        Ok(Matrix { rows, k, data: Data::Q8(interleave(rows, k / Q8_BLOCK, bytes)) })
+        Matrix::from_bytes(Format::Q8_0, rows, k, bytes)
     }
 
     /// From GGUF `Q4_K` super-blocks, row-major; `k` must be a multiple of 256.
     pub fn from_q4_k(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
-        check_len(rows, k, Q4_K_BYTES, SUPER_BLOCK, bytes)?;
-        Ok(Matrix { rows, k, data: Data::Q4K(Q4K::new(rows, k / SUPER_BLOCK, bytes, SuperBlock::from_q4_k)) })
+        Matrix::from_bytes(Format::Q4K, rows, k, bytes)
     }
 
     /// From GGUF `Q5_K` super-blocks, row-major; `k` must be a multiple of 256.
     pub fn from_q5_k(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
-        check_len(rows, k, Q5_K_BYTES, SUPER_BLOCK, bytes)?;
-        Ok(Matrix { rows, k, data: Data::Q5K(Q5K::new(rows, k / SUPER_BLOCK, bytes, SuperBlock::from_q5_k)) })
+        Matrix::from_bytes(Format::Q5K, rows, k, bytes)
     }
 
     /// From GGUF `Q6_K` super-blocks, row-major; `k` must be a multiple of 256.
     pub fn from_q6_k(rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
-        check_len(rows, k, Q6_K_BYTES, SUPER_BLOCK, bytes)?;
-        Ok(Matrix { rows, k, data: Data::Q6K(Q6K::new(rows, k / SUPER_BLOCK, bytes, SuperBlock::from_q6_k)) })
+        Matrix::from_bytes(Format::Q6K, rows, k, bytes)
+    }
+
+    fn from_bytes(format: Format, rows: usize, k: usize, bytes: &[u8]) -> Result<Matrix, MatrixError> {
+        Matrix::pack(&Team::new(1), Packing::new(format, rows, k)?, &[bytes])
+    }
+
+    /// What [`Packing::pack`] made, in `owner`'s bytes from `start` on, which must be a multiple of 64 in memory; the
+    /// matrix keeps `owner` alive. Any bytes are a matrix, so the caller has to know that they are the right ones.
+    ///
+    /// # Errors
+    /// [`MatrixError::Length`] and [`MatrixError::Unaligned`].
+    pub fn from_packed(packing: Packing, has_min: bool, owner: &Owner, start: usize) -> Result<Matrix, MatrixError> {
+        let (rows, k, expected) = (packing.rows(), packing.k(), packing.bytes());
+        let bytes = (**owner).as_ref();
+        let got = bytes.len().saturating_sub(start);
+        if got < expected {
+            return Err(MatrixError::Length { expected, got });
+        }
+        let data = Data::new(packing, has_min, owner, start).ok_or(MatrixError::Unaligned)?;
+        Ok(Matrix { rows, k, data })
     }
 
     /// Output rows.
@@ -300,7 +330,7 @@ impl Matrix {
     }
 
     /// Writes row `row` as f32: exact in floats, `Q8_0` (q * d has at most 19 significant bits) and `Q6_K`; `Q4_K` and
-    /// `Q5_K` round once, see [`SuperBlock::to_f32`].
+    /// `Q5_K` round once, see [`crate::scalar::SuperBlock::to_f32`].
     ///
     /// # Panics
     /// If `row` is not below `rows` or `out` is not `[k]`.
@@ -327,39 +357,4 @@ impl Matrix {
             Data::Q6K(w) => w.row_f32(row, out),
         }
     }
-}
-
-fn check_len(rows: usize, k: usize, unit_bytes: usize, unit: usize, bytes: &[u8]) -> Result<(), MatrixError> {
-    if !k.is_multiple_of(unit) {
-        return Err(MatrixError::Columns { k, block: unit });
-    }
-    let expected = rows.checked_mul(k).filter(|&n| n > 0).and_then(|n| (n / unit).checked_mul(unit_bytes));
-    let Some(expected) = expected else {
-        return Err(MatrixError::Shape { rows, k });
-    };
-    if bytes.len() != expected {
-        return Err(MatrixError::Length { expected, got: bytes.len() });
-    }
-    Ok(())
-}
-
-fn interleave(rows: usize, n_blocks: usize, bytes: &[u8]) -> Q8Weights {
-    let n_groups = rows.div_ceil(GROUP);
-    let mut q = vec![WeightBlock::ZERO; n_groups * n_blocks];
-    let mut d = vec![[0u16; GROUP]; n_groups * n_blocks];
-    let mut has_min = false;
-    let (blocks, _) = bytes.as_chunks::<Q8_BLOCK_BYTES>();
-    for (row, blocks) in blocks.chunks_exact(n_blocks).enumerate() {
-        let (g, i) = (row / GROUP, row % GROUP);
-        let range = g * n_blocks..(g + 1) * n_blocks;
-        for ((q, d), block) in q[range.clone()].iter_mut().zip(&mut d[range]).zip(blocks) {
-            d[i] = u16::from_le_bytes([block[0], block[1]]);
-            let (fours, _) = block[2..].as_chunks::<4>();
-            for (line, four) in q.0.iter_mut().zip(fours) {
-                has_min |= four.contains(&0x80);
-                line[4 * i..4 * i + 4].copy_from_slice(&four.map(|w| w ^ 0x80));
-            }
-        }
-    }
-    Q8Weights { n_blocks, q, d, has_min }
 }
