@@ -9,7 +9,7 @@ mod tidy;
 
 const HELP: &str = "cargo xtask COMMAND
 
-  test [STEP ...]   every test: tidy, rust, contracts, clients (all of them without STEP)
+  test [STEP ...]   every test: tidy, rust, tokenizers, contracts, clients (all of them without STEP)
   tidy              the rules of docs/ARCHITECTURE.md that a program can check
   bench [NAME ...]  measurements against peers, interleaved: engine, gateway (both without NAME);
                     results go to bench/record/

@@ -9,7 +9,8 @@ use std::time::Instant;
 
 type Step = fn() -> anyhow::Result<()>;
 
-const STEPS: &[(&str, Step)] = &[("tidy", tidy::run), ("rust", rust), ("contracts", contracts), ("clients", clients)];
+const STEPS: &[(&str, Step)] =
+    &[("tidy", tidy::run), ("rust", rust), ("tokenizers", tokenizers), ("contracts", contracts), ("clients", clients)];
 
 /// Runs the named steps, or all of them.
 pub fn run(names: &[&str]) -> anyhow::Result<()> {
@@ -31,6 +32,22 @@ pub fn run(names: &[&str]) -> anyhow::Result<()> {
 fn rust() -> anyhow::Result<()> {
     cargo(&["build", "--release", "--locked", "--package", "assay"])?;
     cargo(&["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
+}
+
+/// llama.cpp's own vectors for its vocabulary files, which the PyPI source distribution of its Python package has.
+fn tokenizers() -> anyhow::Result<()> {
+    let dir = root().join("tests/peers");
+    let vocabularies = target_dir().join("vocabularies");
+    shell::run(Command::new(python(&dir)?).arg(dir.join("vocabularies.py")).arg(&vocabularies))?;
+    shell::run(example("assay-gguf", "vocabularies").arg(&vocabularies))
+}
+
+/// An example program of `package`, built for release.
+fn example(package: &str, name: &str) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(["run", "--release", "--locked", "--quiet", "--package", package, "--example", name, "--"]);
+    command.current_dir(root());
+    command
 }
 
 /// forge's unit, fuzz and invariant tests, and the committed artifacts against a fresh compilation.
@@ -78,7 +95,7 @@ pub fn python(dir: &Path) -> anyhow::Result<PathBuf> {
         return Ok(python);
     }
     shell::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))
-        .context("the client tests need python3 with venv (Debian: apt-get install python3-venv)")?;
+        .context("the tests against peers need python3 with venv (Debian: apt-get install python3-venv)")?;
     shell::run(
         Command::new(&python)
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])

@@ -18,7 +18,7 @@ pub(crate) struct Bpe {
     pre: PreTokenizer,
     /// A word that is a token as it stands is that token, whatever the merges say (Llama 3).
     whole_words: bool,
-    /// Symbol of each byte; a byte that text cannot contain may have none.
+    /// Symbol of each byte; one that text has no use for may have none and is dropped.
     byte_symbols: [Option<u32>; 256],
     /// (left symbol, right symbol) to rank and merged symbol. Symbols below the vocabulary's size are tokens.
     merges: HashMap<(u32, u32), Merge>,
@@ -41,14 +41,14 @@ impl Bpe {
         let mut byte_symbols = [None; 256];
         for byte in 0..=u8::MAX {
             byte_symbols[usize::from(byte)] = vocab.id(byte_char(byte).encode_utf8(&mut [0; 4]));
-            if byte_symbols[usize::from(byte)].is_none() && in_utf8(byte) {
+            if byte_symbols[usize::from(byte)].is_none() && in_text(byte) {
                 return Err(TokenizerError::MissingByte { byte });
             }
         }
         let vocab_size = u32::try_from(vocab.len()).unwrap_or(u32::MAX);
         let mut bpe = Self {
             pre,
-            whole_words: pre == PreTokenizer::Llama3,
+            whole_words: pre.whole_words(),
             byte_symbols,
             merges: HashMap::new(),
             vocab_size,
@@ -179,9 +179,10 @@ struct Symbol {
     next: usize,
 }
 
-/// Bytes that well-formed UTF-8 can contain.
-fn in_utf8(byte: u8) -> bool {
-    !matches!(byte, 0xc0 | 0xc1 | 0xf5..)
+/// Bytes that a text has a use for: not those that UTF-8 never contains or only in planes without a
+/// character, and not control characters, all of which Falcon's vocabulary leaves out and its tokenizer drops.
+fn in_text(byte: u8) -> bool {
+    !matches!(byte, 0xc0 | 0xc1 | 0xf1 | 0xf2 | 0xf5..|0..=0x08| 0x0b | 0x0c | 0x0e..=0x1f | 0x7f)
 }
 
 /// Bytes that GPT-2's vocabulary writes as the character of the same number; the others follow from U+0100 on.

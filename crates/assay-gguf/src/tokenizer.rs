@@ -53,7 +53,7 @@ pub enum TokenizerError {
         name: String,
     },
     /// `tokenizer.ggml.pre` is none of the known ones.
-    #[error("pre-tokenizer {name:?} is not supported (gpt-2, default, llama-bpe and qwen2 are)")]
+    #[error("pre-tokenizer {name:?} is not supported (there are {})", crate::pretokenize::PreTokenizer::names())]
     PreTokenizer {
         /// The file's value.
         name: String,
@@ -327,7 +327,7 @@ impl Scheme {
     /// What published models of each scheme mean when their file does not say.
     fn adds_bos_by_default(&self) -> bool {
         match self {
-            Self::Bpe(bpe) => bpe.pre() == crate::pretokenize::PreTokenizer::Llama3,
+            Self::Bpe(bpe) => bpe.pre().adds_bos_by_default(),
             Self::Spm(_) | Self::WordPiece(_) => true,
         }
     }

@@ -206,7 +206,7 @@ fn metadata_that_contradicts_itself_is_named() {
     };
     check(build(&GgufWriter::new()), "tokenizer.ggml.model is missing");
     check(bpe(&[], &[], put("tokenizer.ggml.model", "t5")), "\"t5\" is not supported");
-    check(bpe(&[], &[], put("tokenizer.ggml.pre", "tekken")), "\"tekken\" is not supported");
+    check(bpe(&[], &[], put("tokenizer.ggml.pre", "bloom")), "\"bloom\" is not supported (there are default, gpt-2");
     check(bpe(&[], &["ab"], |_| ()), "merge 0 is not two texts");
     check(bpe(&[], &["é"], |_| ()), "merge 0 is not two texts");
     check(bpe(&[], &[], put("tokenizer.ggml.merges", 1_u32)), "merges is u32");
