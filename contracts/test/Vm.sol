@@ -28,6 +28,8 @@ interface Vm {
     function assertTrue(bool condition, string calldata what) external pure;
     function snapshotGasLastCall(string calldata name) external returns (uint256);
     function readFile(string calldata path) external view returns (string memory);
+    function readFileBinary(string calldata path) external view returns (bytes memory);
+    function exists(string calldata path) external view returns (bool);
     function writeFile(string calldata path, string calldata data) external;
     function parseJsonString(string calldata json, string calldata key) external pure returns (string memory);
     function parseJsonBytes(string calldata json, string calldata key) external pure returns (bytes memory);
