@@ -2,6 +2,7 @@
 //!
 //! No argument parser and no async runtime: this binary is built first on a bare machine and must build in seconds.
 
+mod arm;
 mod bench;
 mod shell;
 mod test;
@@ -9,10 +10,11 @@ mod tidy;
 
 const HELP: &str = "cargo xtask COMMAND
 
-  test [STEP ...]   every test: tidy, rust, tokenizers, contracts, clients (all of them without STEP)
+  test [STEP ...]   every test: tidy, rust, arm, tokenizers, contracts, clients (all without STEP);
+                    --without STEP leaves one out
   tidy              the rules of docs/ARCHITECTURE.md that a program can check
   bench [NAME ...]  measurements against peers, interleaved: engine, gateway (both without NAME);
-                    results go to bench/record/; options after one NAME are those of its script (--help)
+                    results go to bench/record/
 ";
 
 fn main() -> anyhow::Result<()> {
@@ -21,7 +23,7 @@ fn main() -> anyhow::Result<()> {
     match words.as_slice() {
         ["test", steps @ ..] => test::run(steps),
         ["tidy"] => tidy::run(),
-        ["bench", args @ ..] => bench::run(args),
+        ["bench", names @ ..] => bench::run(names),
         ["help" | "--help" | "-h"] | [] => {
             print!("{HELP}");
             Ok(())

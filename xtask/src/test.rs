@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test, in the order in which a failure is cheapest to find.
 
 use crate::shell::{self, root, target_dir};
-use crate::tidy;
+use crate::{arm, tidy};
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,23 +9,51 @@ use std::time::Instant;
 
 type Step = fn() -> anyhow::Result<()>;
 
-const STEPS: &[(&str, Step)] =
-    &[("tidy", tidy::run), ("rust", rust), ("tokenizers", tokenizers), ("contracts", contracts), ("clients", clients)];
+const STEPS: &[(&str, Step)] = &[
+    ("tidy", tidy::run),
+    ("rust", rust),
+    ("arm", arm::run),
+    ("tokenizers", tokenizers),
+    ("contracts", contracts),
+    ("clients", clients),
+];
 
-/// Runs the named steps, or all of them.
-pub fn run(names: &[&str]) -> anyhow::Result<()> {
-    if let Some(unknown) = names.iter().find(|n| !STEPS.iter().any(|(s, _)| s == *n)) {
-        let known: Vec<&str> = STEPS.iter().map(|(s, _)| *s).collect();
-        bail!("no step {unknown:?}; there are {}", known.join(", "));
-    }
+/// Runs the named steps, or all of them; `--without STEP` leaves one out.
+pub fn run(words: &[&str]) -> anyhow::Result<()> {
+    let (names, without) = chosen(words)?;
+    let is_chosen = |name: &str| (names.is_empty() || names.contains(&name)) && !without.contains(&name);
+    let (steps, left_out): (Vec<_>, Vec<_>) = STEPS.iter().copied().partition(|(name, _)| is_chosen(name));
     let start = Instant::now();
-    for (name, step) in STEPS {
-        if names.is_empty() || names.contains(name) {
-            step().with_context(|| format!("step {name}"))?;
-        }
+    if is_chosen("arm") {
+        // What has to be installed is said before the long steps.
+        arm::check().context("step arm")?;
     }
-    eprintln!("\nall steps passed in {:.0} s", start.elapsed().as_secs_f64());
+    for (name, step) in steps {
+        step().with_context(|| format!("step {name}"))?;
+    }
+    let left_out: Vec<&str> = left_out.into_iter().map(|(name, _)| name).collect();
+    let verdict =
+        if left_out.is_empty() { "all steps".into() } else { format!("all steps but {}", left_out.join(", ")) };
+    eprintln!("\n{verdict} passed in {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// The steps that are named and those that are left out.
+fn chosen<'a>(words: &[&'a str]) -> anyhow::Result<(Vec<&'a str>, Vec<&'a str>)> {
+    let (mut names, mut without) = (vec![], vec![]);
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let (list, name) = match *word {
+            "--without" => (&mut without, *words.next().context("--without wants the name of a step")?),
+            name => (&mut names, name),
+        };
+        if !STEPS.iter().any(|(step, _)| *step == name) {
+            let known: Vec<&str> = STEPS.iter().map(|(step, _)| *step).collect();
+            bail!("no step {name:?}; there are {}", known.join(", "));
+        }
+        list.push(name);
+    }
+    Ok((names, without))
 }
 
 /// Unit and integration tests. The release profile, so that the tests run what users run and one build serves both.
@@ -103,4 +131,17 @@ pub fn python(dir: &Path) -> anyhow::Result<PathBuf> {
     )?;
     std::fs::write(&stamp, wanted).with_context(|| stamp.display().to_string())?;
     Ok(python)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn steps_are_chosen_by_name_and_left_out_by_name() {
+        assert_eq!(super::chosen(&[]).unwrap(), (vec![], vec![]));
+        let words = ["rust", "--without", "arm", "tidy"];
+        assert_eq!(super::chosen(&words).unwrap(), (vec!["rust", "tidy"], vec!["arm"]));
+        for words in [&["arms"][..], &["--without"], &["--without", "rsut"], &["rust", "--with"]] {
+            assert!(super::chosen(words).is_err(), "{words:?}");
+        }
+    }
 }

@@ -60,7 +60,10 @@ impl AttendScratch {
         Self::default()
     }
 
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the definition needs no buffers"))]
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "the definition needs no buffers")
+    )]
     pub(crate) fn reset(&mut self, n_queries: usize, head_dim: usize) {
         self.scores.resize(TILE_QUERIES * KV_CHUNK, 0.0);
         self.out.resize(TILE_QUERIES * head_dim, 0.0);
@@ -116,7 +119,10 @@ impl Kernels {
     ///
     /// # Panics
     /// As [`Kernels::attend`].
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "the definition needs no buffers"))]
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(unused_variables, reason = "the definition needs no buffers")
+    )]
     pub fn attend_many(
         self,
         q: &[f32],

@@ -46,13 +46,14 @@ pub(crate) fn assert_default() {
     }
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use std::arch::asm;
 
     use super::*;
 
     /// What `float_env` says while the control register has `value`; the register is restored.
+    #[cfg(target_arch = "x86_64")]
     #[expect(unsafe_code, reason = "sets the floating point control register")]
     fn float_env_with(value: u32) -> FloatEnv {
         let mut before = 0u32;
@@ -64,18 +65,39 @@ mod tests {
         found
     }
 
+    /// What `float_env` says while the control register has `value`; the register is restored.
+    #[cfg(target_arch = "aarch64")]
+    #[expect(unsafe_code, reason = "sets the floating point control register")]
+    fn float_env_with(value: u64) -> FloatEnv {
+        let before: u64;
+        // SAFETY: reads a register and writes it; all exceptions stay masked.
+        unsafe { asm!("mrs {}, fpcr", "msr fpcr, {}", out(reg) before, in(reg) value) };
+        let found = black_box(float_env());
+        // SAFETY: restores what was read above.
+        unsafe { asm!("msr fpcr, {}", in(reg) before) };
+        found
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    const DEFAULT: u32 = 0x1f80;
+    /// Bits of the other rounding modes, and those that flush subnormals.
+    #[cfg(target_arch = "x86_64")]
+    const OTHERS: ([u32; 3], &[u32]) = ([0x2000, 0x4000, 0x6000], &[0x8000, 0x0040]);
+
+    #[cfg(target_arch = "aarch64")]
+    const DEFAULT: u64 = 0;
+    #[cfg(target_arch = "aarch64")]
+    const OTHERS: ([u64; 3], &[u64]) = ([1 << 22, 2 << 22, 3 << 22], &[1 << 24]);
+
     #[test]
     fn other_environments_are_noticed() {
-        const DEFAULT: u32 = 0x1f80;
-        for (bits, expect) in [
-            (0, FloatEnv::Default),
-            (0x2000, FloatEnv::Rounding),
-            (0x4000, FloatEnv::Rounding),
-            (0x6000, FloatEnv::Rounding),
-            (0x8000, FloatEnv::FlushToZero),
-            (0x0040, FloatEnv::FlushToZero),
-        ] {
-            assert_eq!(float_env_with(DEFAULT | bits), expect, "{bits:#x}");
+        assert_eq!(float_env_with(DEFAULT), FloatEnv::Default);
+        for bits in OTHERS.0 {
+            assert_eq!(float_env_with(DEFAULT | bits), FloatEnv::Rounding, "{bits:#x}");
         }
+        for bits in OTHERS.1 {
+            assert_eq!(float_env_with(DEFAULT | bits), FloatEnv::FlushToZero, "{bits:#x}");
+        }
+        assert_eq!(float_env_with(DEFAULT), FloatEnv::Default);
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Instruction set a kernel is written for, slowest first.
+/// Instruction set a kernel is written for, slowest first within an architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// The specification itself; runs everywhere.
@@ -14,11 +14,17 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// AArch64 with NEON, which all have.
+    Neon,
+    /// As `Neon`, with products of four signed bytes.
+    Dotprod,
+    /// As `Dotprod`, with products of unsigned and signed bytes, also of small matrices.
+    I8mm,
 }
 
 impl Isa {
-    /// Every instruction set, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
+    /// Every instruction set, slowest first within an architecture.
+    pub const ALL: [Isa; 7] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::Dotprod, Isa::I8mm];
 
     /// The instruction sets this CPU has, slowest first. `Scalar` is always the first.
     pub fn available() -> Vec<Isa> {
@@ -31,6 +37,9 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avx-vnni",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
+            Isa::Dotprod => "dotprod",
+            Isa::I8mm => "i8mm",
         }
     }
 
@@ -50,10 +59,25 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            Isa::Neon | Isa::Dotprod | Isa::I8mm => false,
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    fn is_available(self) -> bool {
+        use std::arch::is_aarch64_feature_detected;
+        let neon = is_aarch64_feature_detected!("neon");
+        let dotprod = neon && is_aarch64_feature_detected!("dotprod");
+        match self {
+            Isa::Scalar => true,
+            Isa::Neon => neon,
+            Isa::Dotprod => dotprod,
+            Isa::I8mm => dotprod && is_aarch64_feature_detected!("i8mm"),
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => false,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn is_available(self) -> bool {
         self == Isa::Scalar
     }
@@ -65,13 +89,13 @@ impl fmt::Display for Isa {
     }
 }
 
-/// A name that is none of "scalar", "avx2", "avx-vnni", "avx512".
+/// A name that is none of "scalar", "avx2", "avx-vnni", "avx512", "neon", "dotprod", "i8mm".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownIsa(pub String);
 
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unknown instruction set {:?}; known: scalar, avx2, avx-vnni, avx512", self.0)
+        write!(f, "unknown instruction set {:?}; known: {}", self.0, Isa::ALL.map(Isa::name).join(", "))
     }
 }
 
@@ -125,8 +149,21 @@ macro_rules! dispatch {
             $crate::isa::Isa::AvxVnni => unsafe { $crate::x86::avx_vnni::$name($($arg),*) },
             // SAFETY: as above.
             $crate::isa::Isa::Avx512 => unsafe { $crate::x86::avx512::$name($($arg),*) },
+            _ => unreachable!("kernels of another architecture"),
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        #[expect(unsafe_code, reason = "calls kernels whose instruction set was checked")]
+        match $kernels.isa() {
+            $crate::isa::Isa::Scalar => $definition,
+            // SAFETY: a Kernels value exists only if the CPU has its instruction set.
+            $crate::isa::Isa::Neon => unsafe { $crate::aarch64::neon::$name($($arg),*) },
+            // SAFETY: as above.
+            $crate::isa::Isa::Dotprod => unsafe { $crate::aarch64::dotprod::$name($($arg),*) },
+            // SAFETY: as above.
+            $crate::isa::Isa::I8mm => unsafe { $crate::aarch64::i8mm::$name($($arg),*) },
+            _ => unreachable!("kernels of another architecture"),
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         $definition
     }};
 }

@@ -10,24 +10,30 @@
 //! not finite is never canonical: its bits may differ by instruction set, but it never turns back
 //! into a finite value unnoticed ([`check_finite`] after each layer or on the logits finds it).
 //!
-//! `unsafe` appears in four kinds of places: calls into `#[target_feature]` functions after the
+//! `unsafe` appears in five kinds of places: calls into `#[target_feature]` functions after the
 //! CPU check that made the [`Kernels`] value, vector loads and stores through references to arrays,
-//! the disjoint writes of a [`Team`], and the reading of packed bytes, which a file may hold, as blocks of weights.
+//! single instructions in assembly, the disjoint writes of a [`Team`], and the reading of packed
+//! bytes, which a file may hold, as blocks of weights.
 
 #![warn(missing_docs)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod acts;
 mod attend;
 mod checksum;
 mod elementwise;
 pub mod f16;
 mod float_env;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod float_kernels;
 mod isa;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod k_kernels;
 mod k_matrix;
 mod k_pack;
 mod matmul;
 mod matrix;
-mod memory;
 mod pack;
 mod rope;
 pub mod sample;
@@ -42,7 +48,6 @@ pub use attend::{AttendScratch, KV_CHUNK, KvChunk, Scoring};
 pub use checksum::checksum;
 pub use isa::{Isa, Kernels, UnknownIsa};
 pub use matrix::{Format, Matrix, MatrixError};
-pub use memory::read_memory;
 pub use pack::{Packing, Section, SourceRows, layout_id};
 pub use rope::{RopeStyle, RopeTable, RopeTableError};
 pub use sample::{NonFinite, check_finite};

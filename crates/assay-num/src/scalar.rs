@@ -12,10 +12,10 @@ use crate::rope::{RopeStyle, RopeTable};
 
 mod encoder;
 mod k_quant;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use encoder::{TAIL_POLY, TAIL_SCALE};
 pub use encoder::{gelu_erf, layer_norm, upper_tail};
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use k_quant::super_block_scale;
 pub use k_quant::{
     Q4_K_BYTES, Q5_K_BYTES, Q6_K_BYTES, SUB_BLOCK, SUB_BLOCKS, SUPER_BLOCK, SuperBlock, k_dot, quantize_super_block,

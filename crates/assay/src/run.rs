@@ -43,7 +43,7 @@ pub struct RunArgs {
     /// Threads [default: as many as pay off for the model]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Instruction set: scalar, avx2, avx-vnni, avx512 [default: the best]
+    /// Instruction set: scalar, avx2, avx-vnni, avx512, neon, dotprod, i8mm [default: the best]
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
     /// Print one JSON object at the end instead of the text as it comes

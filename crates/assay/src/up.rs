@@ -60,7 +60,7 @@ pub struct UpArgs {
     /// Threads of each provider; several values go to the providers in turn [default: cores / providers]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     threads: Vec<usize>,
-    /// Instruction set of each provider: scalar, avx2, avx-vnni, avx512; several values in turn [default: the best]
+    /// Instruction set of each provider: scalar, avx2, avx-vnni, avx512, neon, dotprod, i8mm; several values in turn [default: the best]
     #[arg(long, value_name = "ISA", value_delimiter = ',')]
     isa: Vec<assay_num::Isa>,
     /// Print one JSON line when ready and one when stopped

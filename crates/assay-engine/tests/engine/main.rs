@@ -3,7 +3,6 @@
 mod bits;
 mod families;
 mod hostile;
-mod memory;
 mod reference;
 mod replaying;
 mod serving;

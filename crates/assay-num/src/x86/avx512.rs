@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::float::float_kernels;
 pub(crate) use super::k_avx512::{k_groups, quantize_super};
 pub(crate) use super::q8_avx512::{q8_groups, quantize};
+use crate::float_kernels::float_kernels;
 
 type V = __m512;
 

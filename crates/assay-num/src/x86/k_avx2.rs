@@ -7,9 +7,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::ask;
 use super::avx2::{load8, load8_f16, store8};
-use super::k_quant::{ask, k_kernels, within_group};
 use crate::acts::ActSuperBlock;
+use crate::k_kernels::{k_kernels, within_group};
 use crate::k_matrix::KWeights;
 use crate::matmul::Columns;
 use crate::matrix::GROUP;

@@ -5,9 +5,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::ask;
 use super::avx512::{load as load_floats, load_f16, store};
-use super::k_quant::{ask, k_kernels, within_group};
 use crate::acts::ActSuperBlock;
+use crate::k_kernels::{k_kernels, within_group};
 use crate::k_matrix::KWeights;
 use crate::matmul::Columns;
 use crate::matrix::GROUP;

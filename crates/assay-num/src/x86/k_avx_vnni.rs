@@ -3,11 +3,12 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::ask;
 use super::k_avx2::{
     float_scale, float_zero, fma, fnma, four, high, lift, load, low, pairs, sub32, two, widened as scales, write, zero,
 };
-use super::k_quant::{ask, k_kernels, within_group};
 use crate::acts::ActSuperBlock;
+use crate::k_kernels::{k_kernels, within_group};
 use crate::k_matrix::KWeights;
 use crate::matmul::Columns;
 

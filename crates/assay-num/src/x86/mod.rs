@@ -4,8 +4,7 @@
 //! Loads and stores go through references to arrays, so the only `unsafe` is inside the few functions that turn
 //! such a reference into a vector.
 
-mod float;
-mod k_quant;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
@@ -14,6 +13,19 @@ mod k_avx512;
 mod k_avx_vnni;
 mod q8_avx2;
 mod q8_avx512;
+
+/// Bytes between a line of weights and the one asked of memory at the same time. With one token the CPU's own prefetcher
+/// is too late: Q4_K with AVX-512 read 25 GB/s without, 43 with this (Zen 5, 38 is what a plain read of memory gives).
+const AHEAD: usize = 9472;
+
+/// Asks memory for what lies [`AHEAD`] of `line`.
+#[inline(always)]
+#[expect(unsafe_code, reason = "prefetch")]
+fn ask<T>(line: &T) {
+    let address = std::ptr::from_ref(line).wrapping_byte_add(AHEAD);
+    // SAFETY: a prefetch of any address never faults and changes no memory; every x86-64 CPU has it.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+}
 
 /// As AVX2, with `vpdpbusd` for the quantized products.
 pub(crate) mod avx_vnni {

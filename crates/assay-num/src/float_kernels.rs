@@ -2,12 +2,12 @@
 //!
 //! The module that calls the macro provides the type `V` and the operations `zero`, `splat`, `load`, `load_f16`,
 //! `load_bf16`, `store`, `store_f16`, `fma`, `add`, `sub`, `mul`, `div`, `maximum`, `round`, `add_exponent`, `select_gt`, `lane_sum`.
-//! An expansion is one source for AVX2 (two registers per `V`) and AVX-512 (one), which is the simplest
-//! proof that both follow the same order of operations.
+//! An expansion is one source for NEON (four registers per `V`), AVX2 (two) and AVX-512 (one), which is the simplest
+//! proof that all follow the same order of operations.
 
 /// Views 16 elements of a slice as an array.
 #[inline(always)]
-pub(super) fn at16<T>(values: &[T], from: usize) -> &[T; 16] {
+pub(crate) fn at16<T>(values: &[T], from: usize) -> &[T; 16] {
     values[from..].first_chunk().expect("16 elements are left")
 }
 
@@ -23,7 +23,7 @@ macro_rules! float_kernels {
         use crate::scalar::{
             self, EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LANES, LN2_HIGH, LN2_LOW, LOG2_E, TAIL_POLY, TAIL_SCALE,
         };
-        use crate::x86::float::at16;
+        use crate::float_kernels::at16;
 
         /// [`scalar::exp`] of each lane.
         #[inline]
@@ -473,4 +473,4 @@ macro_rules! float_kernels {
     };
 }
 
-pub(super) use float_kernels;
+pub(crate) use float_kernels;

@@ -1,31 +1,16 @@
 //! Products in the K formats, written once and instantiated per instruction set: [`crate::scalar::k_dot`] in each lane.
 //!
-//! The module that calls the macro provides `ROWS` (rows a register holds, so that a group is one or two *parts*) and
-//! the operations on integers `zero`, `load` (a part of a line of weights), `low` (the low four bits of each byte),
+//! The module that calls the macro provides `ask` (of memory what comes after a line), `ROWS` (rows a register holds, so
+//! that a group is one, two or four *parts*) and the operations on integers `zero`, `load` (a part of a line of weights), `low` (the low four bits of each byte),
 //! `high` (the high ones), `lift` (moves the bits from a position to bit 4 and masks them, one or two bits wide, in),
 //! `four` (four activations in every lane), `mac` (sum + unsigned weights * activations), `scales` (a part of a line of
 //! scales, as `scale` wants them), `scale` (total + sum * scales), `pairs` (two lines of i8 as pairs of i16), `two`
 //! (two sums of activations in every lane), `mac_pairs`, `sub32` (a - 32 b); on floats `float_zero`, `float_scale`
 //! (f16 scales times that of the activations), `fma`, `fnma`, `write`.
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-
-/// Bytes between a line of weights and the one asked of memory at the same time. With one token the CPU's own prefetcher
-/// is too late: Q4_K with AVX-512 read 25 GB/s without, 43 with this (Zen 5, 38 is what a plain read of memory gives).
-const AHEAD: usize = 9472;
-
-/// Asks memory for what lies [`AHEAD`] of `line`.
-#[inline(always)]
-#[expect(unsafe_code, reason = "prefetch")]
-pub(super) fn ask<T>(line: &T) {
-    let address = std::ptr::from_ref(line).wrapping_byte_add(AHEAD);
-    // SAFETY: a prefetch of any address never faults and changes no memory; every x86-64 CPU has it.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
-}
-
 /// Which part of its group a part is.
 #[inline(always)]
-pub(super) fn within_group(part: usize, parts: usize) -> usize {
+pub(crate) fn within_group(part: usize, parts: usize) -> usize {
     part % parts
 }
 
@@ -183,4 +168,4 @@ macro_rules! k_kernels {
         }
     };
 }
-pub(super) use k_kernels;
+pub(crate) use k_kernels;

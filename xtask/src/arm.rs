@@ -1,0 +1,71 @@
+//! The AArch64 column of the tests: built with Debian's compiler, whose standard library comes for that architecture
+//! too, and run under qemu. The same golden values are compared as on x86-64.
+
+use crate::shell::{self, root, target_dir};
+use anyhow::{Context, bail};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const TARGET: &str = "aarch64-unknown-linux-gnu";
+/// Not the `rustc` of the path, which seldom has the other standard library.
+const RUSTC: &str = "/usr/bin/rustc";
+const LINKER: &str = "aarch64-linux-gnu-gcc";
+const EMULATOR: &str = "qemu-aarch64-static";
+
+/// What [`run`] needs and this machine lacks is an error that says how to get it.
+pub fn check() -> anyhow::Result<()> {
+    if cfg!(target_arch = "aarch64") {
+        return Ok(());
+    }
+    let std_dir = Path::new("/usr/lib/rustlib").join(TARGET).join("lib");
+    let mut missing = vec![];
+    if !(Path::new(RUSTC).is_file() && std_dir.is_dir()) {
+        missing.push("rustc-web libstd-rust-web-dev:arm64");
+    }
+    if !starts(LINKER) {
+        missing.push("gcc-aarch64-linux-gnu libc6-dev-arm64-cross");
+    }
+    if !starts(EMULATOR) {
+        missing.push("qemu-user-static");
+    }
+    if !missing.is_empty() {
+        bail!(
+            "the tests on AArch64 need packages of Debian 12:\n\n  dpkg --add-architecture arm64 && apt-get update\n  \
+             apt-get install --no-install-recommends {}\n\nor leave this step out: cargo xtask test --without arm",
+            missing.join(" ")
+        );
+    }
+    Ok(())
+}
+
+fn starts(program: &str) -> bool {
+    let mut command = Command::new(program);
+    command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// The kernels' tests, and whole models against the golden values.
+pub fn run() -> anyhow::Result<()> {
+    if cfg!(target_arch = "aarch64") {
+        eprintln!("this machine is AArch64: step rust has run these tests on it");
+        return Ok(());
+    }
+    check()?;
+    cargo(&["--package", "assay-num", "--tests"]).context("kernels on AArch64")
+}
+
+fn cargo(what: &[&str]) -> anyhow::Result<()> {
+    // A folder of its own: the programs that build scripts run are built by the other compiler, too.
+    let target_dir = target_dir().join("aarch64");
+    shell::run(
+        Command::new("cargo")
+            .args(["test", "--release", "--locked", "--no-fail-fast", "--target", TARGET])
+            .args(what)
+            .current_dir(root())
+            .env("RUSTC", RUSTC)
+            .env("CARGO_TARGET_DIR", target_dir)
+            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER)
+            // Without a root of its own the emulator takes the libraries of Debian's arm64 packages, all of one version.
+            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", EMULATOR),
+    )
+}
