@@ -10,8 +10,13 @@ use std::process::Command;
 /// Each benchmark: its name and the script that runs it; every script writes bench/record/NAME.json.
 const BENCHES: &[(&str, &str)] = &[("engine", "bench/engine.py"), ("gateway", "bench/gateway.py")];
 
-/// Runs the named benchmarks, or all of them.
-pub fn run(names: &[&str]) -> anyhow::Result<()> {
+/// Runs the named benchmarks, or all of them. Arguments from the first option on go to the script, of which there must
+/// then be one.
+pub fn run(args: &[&str]) -> anyhow::Result<()> {
+    let (names, options) = args.split_at(args.iter().position(|arg| arg.starts_with('-')).unwrap_or(args.len()));
+    if !options.is_empty() && names.len() != 1 {
+        bail!("options are those of one benchmark: name it before them");
+    }
     if let Some(unknown) = names.iter().find(|n| !BENCHES.iter().any(|(b, _)| b == *n)) {
         bail!("no benchmark {unknown:?}; there are engine, gateway");
     }
@@ -25,6 +30,7 @@ pub fn run(names: &[&str]) -> anyhow::Result<()> {
                 Command::new(&python)
                     .arg(root().join(script))
                     .arg(target_dir().join("release/assay"))
+                    .args(options)
                     .current_dir(root()),
             )?;
         }

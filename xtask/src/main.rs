@@ -14,7 +14,7 @@ const HELP: &str = "cargo xtask COMMAND
                     --without STEP leaves one out
   tidy              the rules of docs/ARCHITECTURE.md that a program can check
   bench [NAME ...]  measurements against peers, interleaved: engine, gateway (both without NAME);
-                    results go to bench/record/
+                    results go to bench/record/; options after one NAME are those of its script (--help)
 ";
 
 fn main() -> anyhow::Result<()> {
@@ -23,7 +23,7 @@ fn main() -> anyhow::Result<()> {
     match words.as_slice() {
         ["test", steps @ ..] => test::run(steps),
         ["tidy"] => tidy::run(),
-        ["bench", names @ ..] => bench::run(names),
+        ["bench", args @ ..] => bench::run(args),
         ["help" | "--help" | "-h"] | [] => {
             print!("{HELP}");
             Ok(())

@@ -12,7 +12,7 @@ use assay_num::Kernels;
 use assay_num::sample::{self, SampleScratch};
 
 use crate::engine::{EngineOptions, Inbox, Shared, Stop};
-use crate::forward::{LOGIT_ROWS, Runner, Slice};
+use crate::forward::{LOGIT_ROWS, Runner};
 use crate::kv::KvPool;
 use crate::model::Model;
 use crate::scheduler::{self, Ready, Work};
@@ -21,16 +21,16 @@ use crate::sequence::{JobFailure, Pending, Sequence};
 /// How often full sinks are asked again when nothing else happens.
 const RETRY: Duration = Duration::from_millis(2);
 
-struct Driver<'a> {
+pub(crate) struct Driver<'a> {
     model: &'a Model,
-    shared: &'a Shared,
-    options: &'a EngineOptions,
+    pub shared: &'a Shared,
+    pub options: &'a EngineOptions,
     runner: Runner,
-    pool: KvPool,
+    pub pool: KvPool,
     /// At most `sequences_max`, in order of admission.
-    sequences: Vec<Sequence>,
+    pub sequences: Vec<Sequence>,
     ready: Vec<Ready>,
-    plan: Vec<Work>,
+    pub plan: Vec<Work>,
     scratch: SampleScratch,
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn run(model: &Model, shared: &Shared, kernels: Kernels, options: &En
         shared,
         options,
         runner: Runner::with_kernels(kernels, options.threads),
-        pool: KvPool::new(model.kv_shape(), options.kv_tokens),
+        pool: KvPool::with_cache(model.kv_shape(), options.kv_tokens, options.prefix_cache),
         sequences: Vec::with_capacity(options.sequences_max),
         ready: Vec::new(),
         plan: Vec::new(),
@@ -65,8 +65,10 @@ pub(crate) fn run(model: &Model, shared: &Shared, kernels: Kernels, options: &En
 impl Driver<'_> {
     /// Waits until there is something to do, admitting what fits.
     fn take_jobs(&mut self) -> Next {
+        let may_admit = self.seat_parked();
         let mut inbox = self.shared.lock();
         loop {
+            // Memory is copied and sinks are called without the lock.
             let dropped: Vec<Pending> = Self::take_cancelled(&mut inbox);
             if !dropped.is_empty() {
                 drop(inbox);
@@ -74,7 +76,13 @@ impl Driver<'_> {
                 inbox = self.shared.lock();
                 continue;
             }
-            self.admit(&mut inbox);
+            if may_admit && let Some(pending) = self.next_job(&mut inbox) {
+                drop(inbox);
+                self.admit(pending);
+                inbox = self.shared.lock();
+                continue;
+            }
+            self.shared.count(self.sequences.len(), &self.pool);
             let idle = self.sequences.is_empty();
             if let Some(Stop { by }) = inbox.stop {
                 let done = idle && inbox.waiting.is_empty();
@@ -103,17 +111,6 @@ impl Driver<'_> {
         Vec::from(dropped)
     }
 
-    /// Moves waiting jobs into the batch, in order, while there is place and memory. A job that needs more memory
-    /// than is free holds back the ones behind it, so that it cannot be starved by small ones.
-    fn admit(&mut self, inbox: &mut MutexGuard<'_, Inbox>) {
-        while self.sequences.len() < self.options.sequences_max {
-            let Some(kv) = inbox.waiting.front().and_then(|next| self.pool.reserve(next.positions)) else { break };
-            let pending = inbox.waiting.pop_front().expect("it was at the front a line above");
-            self.sequences.push(Sequence::new(pending, kv));
-        }
-        self.shared.count(self.sequences.len(), &self.pool);
-    }
-
     fn end_cancelled(&mut self) {
         self.abort(JobFailure::Cancelled, Sequence::is_cancelled);
     }
@@ -133,9 +130,16 @@ impl Driver<'_> {
     }
 
     fn step(&mut self) {
+        self.begin_round();
         self.ready.clear();
         self.ready.extend(self.sequences.iter().map(Sequence::ready));
+        for i in 0..self.ready.len() {
+            if matches!(self.ready[i], Ready::Prefill(_)) && self.follows(i) {
+                self.ready[i] = Ready::Paused;
+            }
+        }
         scheduler::plan(&self.ready, self.options.prefill_chunk, &mut self.plan);
+        self.promise_memory();
         if self.plan.is_empty() {
             return;
         }
@@ -143,14 +147,30 @@ impl Driver<'_> {
         let mut planned = self.plan.iter().peekable();
         for (i, sequence) in self.sequences.iter_mut().enumerate() {
             let Some(work) = planned.next_if(|work| work.sequence == i) else { continue };
-            self.pool.grow(&mut sequence.kv, work.n_tokens);
-            slices.push(slice_of(sequence, work.n_tokens));
+            if let Some(kv) = &mut sequence.kv {
+                self.pool.grow(kv, work.n_tokens);
+            }
+            slices.extend(sequence.slice(work.n_tokens));
         }
         let finite = self.runner.step(self.model, &mut slices);
         let asked: Vec<bool> = slices.iter().map(|slice| slice.logits_from < slice.tokens.len()).collect();
         drop(slices);
+        self.keep_finite(&finite);
         self.count_step();
         self.sample(&finite, &asked);
+        // What has ended needs no memory, however long its consumer takes.
+        self.sequences.iter_mut().filter(|s| s.has_ended()).for_each(|s| s.park(&mut self.pool));
+    }
+
+    /// Lets others use what was computed; what is not finite is forgotten at once.
+    fn keep_finite(&mut self, finite: &[bool]) {
+        for (work, finite) in self.plan.iter().zip(finite) {
+            let sequence = &mut self.sequences[work.sequence];
+            match &mut sequence.kv {
+                Some(kv) if *finite => self.pool.publish(kv, &sequence.tokens),
+                _ => sequence.kv.take().into_iter().for_each(|kv| self.pool.release(kv)),
+            }
+        }
     }
 
     /// Chooses the next token of every sequence whose logits were computed.
@@ -205,19 +225,6 @@ impl Driver<'_> {
         self.shared.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
         self.shared.output_tokens.fetch_add(output, Ordering::Relaxed);
         self.shared.steps.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// The next `n` tokens of a sequence; logits for the last one if the input is complete with it.
-fn slice_of(sequence: &mut Sequence, n: usize) -> Slice<'_> {
-    let Sequence { kv, input, newest, .. } = sequence;
-    let fed = kv.len();
-    match newest {
-        Some(token) => Slice { kv, tokens: std::slice::from_ref(token), logits_from: 0 },
-        None => {
-            let logits_from = if fed + n == input.len() { n - 1 } else { n };
-            Slice { kv, tokens: &input[fed..fed + n], logits_from }
-        }
     }
 }
 

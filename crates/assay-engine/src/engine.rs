@@ -4,8 +4,8 @@
 //! blocks on the model: a submit is a few lines under a mutex, and a full queue is an error.
 //!
 //! ```text
-//! caller --submit--> [queue, bounded] --admit (KV memory reserved)--> batch --step--> sink.push --> caller
-//!        --cancel--> flag, read between steps
+//! caller --submit--> [queue, bounded] --admit (KV memory promised)--> batch --step--> sink.push --> caller
+//!        --cancel--> flag, read between steps             ^--park (memory short)--'
 //! ```
 
 use std::collections::VecDeque;
@@ -20,6 +20,7 @@ use assay_types::{Finish, Job, JobError, JobLimits};
 use crate::drive;
 use crate::kv::{KvPool, blocks_for};
 use crate::model::Model;
+use crate::prefix::{Payer, PrefixCache};
 use crate::sequence::{Pending, TokenSink};
 
 /// Bound of [`EngineOptions::sequences_max`].
@@ -42,8 +43,12 @@ pub struct EngineOptions {
     pub prefill_chunk: usize,
     /// Accepted jobs that wait; one more is [`SubmitError::QueueFull`].
     pub queue_depth: usize,
-    /// Positions of KV memory shared by running jobs; allocated in blocks of 256 as they are written.
+    /// Positions of KV memory shared by running jobs and the prefix cache; allocated in blocks of 256 as they are
+    /// written. A job that could not run in it alone is [`SubmitError::KvOverflow`]; more jobs than it holds at once
+    /// take turns.
     pub kv_tokens: usize,
+    /// What is kept of a job's keys and values for later ones.
+    pub prefix_cache: PrefixCache,
 }
 
 impl Default for EngineOptions {
@@ -51,10 +56,11 @@ impl Default for EngineOptions {
         EngineOptions {
             threads: 0,
             isa: None,
-            sequences_max: 16,
+            sequences_max: 64,
             prefill_chunk: 256,
             queue_depth: 64,
             kv_tokens: 32_768,
+            prefix_cache: PrefixCache::PerPayer,
         }
     }
 }
@@ -147,8 +153,16 @@ pub struct EngineStats {
     pub output_tokens: u64,
     /// Steps since the start.
     pub steps: u64,
+    /// Jobs that found at least one position of their input in the prefix cache, each time they got memory.
+    pub prefix_hits: u64,
+    /// Positions that were found and not computed.
+    pub prefix_tokens: u64,
+    /// Times that a running job gave its memory to an older one.
+    pub preemptions: u64,
     /// Blocks of 256 positions promised to running jobs.
     pub kv_blocks: u64,
+    /// Blocks that are kept for later jobs while nobody wants the memory.
+    pub kv_blocks_cached: u64,
     /// Blocks there are.
     pub kv_blocks_max: u64,
 }
@@ -162,7 +176,11 @@ pub(crate) struct Shared {
     pub prompt_tokens: AtomicU64,
     pub output_tokens: AtomicU64,
     pub steps: AtomicU64,
+    pub prefix_hits: AtomicU64,
+    pub prefix_tokens: AtomicU64,
+    pub preemptions: AtomicU64,
     pub kv_blocks: AtomicU64,
+    pub kv_blocks_cached: AtomicU64,
 }
 
 #[derive(Default)]
@@ -222,14 +240,22 @@ impl Engine {
         job_limits(&self.model)
     }
 
-    /// Accepts a job. Its events go to `sink`; jobs are admitted to the batch in the order they were accepted.
+    /// As [`Engine::submit_for`] the default payer.
     ///
     /// # Errors
     /// See [`SubmitError`]; the sink is dropped unused.
     pub fn submit(&self, job: &Job, sink: Box<dyn TokenSink>) -> Result<JobHandle, SubmitError> {
+        self.submit_for(Payer::default(), job, sink)
+    }
+
+    /// Accepts a job. Its events go to `sink`; jobs are admitted to the batch in the order they were accepted.
+    ///
+    /// # Errors
+    /// See [`SubmitError`]; the sink is dropped unused.
+    pub fn submit_for(&self, payer: Payer, job: &Job, sink: Box<dyn TokenSink>) -> Result<JobHandle, SubmitError> {
         job.validate(&self.limits())?;
-        let pending =
-            Pending::new(job, self.model.tokenizer(), sink).map_err(|finish| SubmitError::PrefixComplete { finish })?;
+        let pending = Pending::new(payer, job, self.model.tokenizer(), sink)
+            .map_err(|finish| SubmitError::PrefixComplete { finish })?;
         if blocks_for(pending.positions) > blocks_for(self.options.kv_tokens) {
             return Err(SubmitError::KvOverflow { needed: pending.positions, kv_tokens: self.options.kv_tokens });
         }
@@ -258,7 +284,11 @@ impl Engine {
             prompt_tokens: read(&shared.prompt_tokens),
             output_tokens: read(&shared.output_tokens),
             steps: read(&shared.steps),
+            prefix_hits: read(&shared.prefix_hits),
+            prefix_tokens: read(&shared.prefix_tokens),
+            preemptions: read(&shared.preemptions),
             kv_blocks: read(&shared.kv_blocks),
+            kv_blocks_cached: read(&shared.kv_blocks_cached),
             kv_blocks_max: blocks_for(self.options.kv_tokens) as u64,
         }
     }
@@ -326,6 +356,13 @@ impl Shared {
     pub fn count(&self, running: usize, pool: &KvPool) {
         self.running.store(running as u64, Ordering::Relaxed);
         self.kv_blocks.store(pool.blocks_reserved() as u64, Ordering::Relaxed);
+        self.kv_blocks_cached.store(pool.blocks_idle() as u64, Ordering::Relaxed);
+    }
+
+    /// A job got memory and `known` positions with it.
+    pub fn count_known(&self, known: usize) {
+        self.prefix_hits.fetch_add(u64::from(known > 0), Ordering::Relaxed);
+        self.prefix_tokens.fetch_add(known as u64, Ordering::Relaxed);
     }
 }
 

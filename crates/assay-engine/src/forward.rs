@@ -133,6 +133,11 @@ impl Runner {
         self.compute.team.threads()
     }
 
+    /// The threads, for measurements.
+    pub(crate) fn team(&self) -> &Team {
+        &self.compute.team
+    }
+
     /// Computes one step and advances every sequence. Returns, per slice, whether all its values were finite.
     /// Logits are then read with [`Runner::logits`].
     ///

@@ -11,6 +11,7 @@
 //!   replay -----------------------------------> Runner::step, one prefill
 //! ```
 
+mod admission;
 mod attention;
 mod compute;
 mod config;
@@ -20,6 +21,7 @@ mod family;
 mod forward;
 mod kv;
 mod model;
+mod prefix;
 mod replay;
 mod scheduler;
 mod sequence;
@@ -34,5 +36,6 @@ pub use family::Family;
 pub use forward::{LOGIT_ROWS, Runner, Slice};
 pub use kv::{KvPool, KvSeq, KvShape};
 pub use model::{CONTEXT_MAX_DEFAULT, LoadError, LoadOptions, Model};
+pub use prefix::{Payer, PrefixCache};
 pub use replay::{Replay, ReplayError, replay};
 pub use sequence::{EngineEvent, JobFailure, SinkState, TokenSink};

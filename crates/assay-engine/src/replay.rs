@@ -13,7 +13,7 @@ use crate::model::Model;
 use crate::sequence::{finish_of, resumed_text, sample_params};
 
 /// Tokens per step.
-const REPLAY_CHUNK: usize = 256;
+pub(crate) const REPLAY_CHUNK: usize = 256;
 
 /// What a replay found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,9 @@ use assay_gguf::{FinishReason, OutputLimits, OutputText, Tokenizer};
 use assay_num::sample::SampleParams;
 use assay_types::{Finish, Job, TokenId};
 
+use crate::forward::Slice;
 use crate::kv::{KvPool, KvSeq};
+use crate::prefix::Payer;
 use crate::scheduler::Ready;
 
 /// What a job's sink receives, in order: any number of tokens, then `Done` or `Failed`, once.
@@ -80,6 +82,7 @@ pub(crate) struct Pending {
     pub input: Vec<TokenId>,
     /// Positions it may use.
     pub positions: usize,
+    pub payer: Payer,
     pub sampler: SampleParams,
     /// Index of the next output token, counted from the end of the prompt.
     pub index: u64,
@@ -90,8 +93,14 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// Prepares a validated job. `Err` if its prefix is already a complete output.
-    pub fn new(job: &Job, tokenizer: &Arc<Tokenizer>, sink: Box<dyn TokenSink>) -> Result<Pending, Finish> {
+    pub fn new(
+        payer: Payer,
+        job: &Job,
+        tokenizer: &Arc<Tokenizer>,
+        sink: Box<dyn TokenSink>,
+    ) -> Result<Pending, Finish> {
         Ok(Pending {
+            payer,
             input: [job.prompt.as_slice(), &job.prefix].concat(),
             positions: job.prompt.len() + job.max_tokens as usize,
             sampler: sample_params(job),
@@ -130,12 +139,26 @@ pub(crate) fn finish_of(reason: FinishReason) -> Finish {
     }
 }
 
+/// Positions promised to a sequence beyond those it has tokens for: enough that one that gets memory is not robbed of
+/// it at once.
+const HEADROOM: usize = 256;
+
+/// Positions promised to a sequence that has `n_tokens` and may have `positions`.
+pub(crate) fn promise(n_tokens: usize, positions: usize) -> usize {
+    positions.min(n_tokens + HEADROOM)
+}
+
 /// A job in the batch.
 pub(crate) struct Sequence {
-    pub kv: KvSeq,
-    pub input: Vec<TokenId>,
-    /// The newest output token, which the model has not seen yet; none while the input is being prefilled.
-    pub newest: Option<TokenId>,
+    /// Keys and values; none while it is parked (its memory went to others) and when it has ended.
+    pub kv: Option<KvSeq>,
+    /// Prompt, prefix and output so far. All but the last of them are fed to the model before the next is chosen.
+    pub tokens: Vec<TokenId>,
+    /// Tokens it had when it got its memory: those are prefilled.
+    n_input: usize,
+    /// Positions it may use.
+    positions: usize,
+    pub payer: Payer,
     pub sampler: SampleParams,
     pub index: u64,
     text: OutputText,
@@ -145,13 +168,28 @@ pub(crate) struct Sequence {
     outbox: VecDeque<EngineEvent>,
     /// Whether the last event is in the outbox or was taken.
     ended: bool,
+    /// Rounds of the engine in a row in which its consumer was behind.
+    pub rounds_behind: u32,
 }
 
 impl Sequence {
-    pub fn new(pending: Pending, kv: KvSeq) -> Sequence {
-        let Pending { input, sampler, index, text, sink, cancelled, .. } = pending;
-        let outbox = VecDeque::with_capacity(2);
-        Sequence { kv, input, newest: None, sampler, index, text, sink, cancelled, outbox, ended: false }
+    pub fn new(pending: Pending) -> Sequence {
+        let Pending { input, positions, payer, sampler, index, text, sink, cancelled } = pending;
+        Sequence {
+            kv: None,
+            n_input: input.len(),
+            tokens: input,
+            positions,
+            payer,
+            sampler,
+            index,
+            text,
+            sink,
+            cancelled,
+            outbox: VecDeque::with_capacity(2),
+            ended: false,
+            rounds_behind: 0,
+        }
     }
 
     pub fn is_cancelled(&self) -> bool {
@@ -160,18 +198,58 @@ impl Sequence {
 
     /// What it can do in the next step.
     pub fn ready(&self) -> Ready {
-        if self.ended || !self.outbox.is_empty() {
-            Ready::Paused
-        } else if self.kv.len() < self.input.len() {
-            Ready::Prefill(self.input.len() - self.kv.len())
-        } else {
-            Ready::Decode
+        match &self.kv {
+            Some(kv) if !self.ended && self.outbox.is_empty() => match self.n_input.saturating_sub(kv.len()) {
+                0 => Ready::Decode,
+                left => Ready::Prefill(left),
+            },
+            _ => Ready::Paused,
         }
+    }
+
+    /// Whether it could go on if it had memory.
+    pub fn wants_memory(&self) -> bool {
+        self.kv.is_none() && !self.ended && self.outbox.is_empty()
+    }
+
+    /// Whether its consumer is behind.
+    pub fn is_behind(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Whether nothing more is computed for it.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Gets memory, with what the cache knows of its tokens. Returns how many positions that are; `None` if there is
+    /// too little memory.
+    pub fn seat(&mut self, pool: &mut KvPool) -> Option<usize> {
+        let kv = pool.reserve_cached(self.payer, &self.tokens, promise(self.tokens.len(), self.positions))?;
+        let known = kv.len();
+        self.n_input = self.tokens.len();
+        self.kv = Some(kv);
+        Some(known)
+    }
+
+    /// Gives its memory back; what was computed stays in the cache while nobody wants the memory.
+    pub fn park(&mut self, pool: &mut KvPool) {
+        if let Some(kv) = self.kv.take() {
+            pool.retire(kv, &self.tokens);
+        }
+    }
+
+    /// The next `n` tokens; logits for the last one if it is the newest there is.
+    pub fn slice(&mut self, n: usize) -> Option<Slice<'_>> {
+        let kv = self.kv.as_mut()?;
+        let fed = kv.len();
+        let logits_from = if fed + n == self.tokens.len() { n - 1 } else { n };
+        Some(Slice { kv, tokens: &self.tokens[fed..fed + n], logits_from })
     }
 
     /// Takes the next output token.
     pub fn produced(&mut self, id: TokenId) {
-        self.newest = Some(id);
+        self.tokens.push(id);
         self.index += 1;
         self.outbox.push_back(EngineEvent::Token { id });
         if let Some(reason) = self.text.push(id).finish {
@@ -208,8 +286,8 @@ impl Sequence {
     }
 
     /// Gives its memory back; what is left is its sink.
-    pub fn release(self, pool: &mut KvPool) -> Box<dyn TokenSink> {
-        pool.release(self.kv);
+    pub fn release(mut self, pool: &mut KvPool) -> Box<dyn TokenSink> {
+        self.park(pool);
         self.sink
     }
 

@@ -5,9 +5,15 @@
 
 use std::time::{Duration, Instant};
 
+use assay_num::read_memory;
+use assay_num::sample::{self, SampleScratch};
+use assay_types::{Finish, Job, ModelId, Sampling};
+
 use crate::forward::{LOGIT_ROWS, Runner, Slice};
 use crate::kv::{KvPool, KvSeq};
 use crate::model::Model;
+use crate::replay::{REPLAY_CHUNK, Replay, replay};
+use crate::sequence::sample_params;
 
 /// What to time.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +40,7 @@ pub struct Timing {
 }
 
 /// Why a workload cannot run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WorkloadError {
     /// Longer than the model's context.
     #[error("{positions} positions exceed the model's context of {context}")]
@@ -50,6 +56,9 @@ pub enum WorkloadError {
     /// The computation left the finite numbers.
     #[error("the model computed a value that is not finite")]
     NonFinite,
+    /// A reply was not found to be exact: this is a bug.
+    #[error("the replay of a reply made here found {0}: this is a bug")]
+    Replay(String),
 }
 
 /// Runs the workload once.
@@ -96,6 +105,84 @@ pub fn measure(model: &Model, runner: &mut Runner, workload: &Workload) -> Resul
         hash = hash_bits(hash, &runner.logits(model, 0, n_sequences)[..1]);
     }
     Ok(Timing { prefill, decode: start.elapsed(), logits_hash: hash })
+}
+
+/// Time of a reply and of its verification.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplayTiming {
+    /// Time to decode the reply, its prompt not counted.
+    pub generate: Duration,
+    /// Time to verify it with [`replay`], prompt and all.
+    pub replay: Duration,
+}
+
+/// Decodes a greedy reply of `n_decode` tokens to an arbitrary prompt of `n_prompt` (each at least 1), then replays it.
+///
+/// # Errors
+/// See [`WorkloadError`]; [`WorkloadError::Replay`] if the replay finds anything but an exact reply.
+pub fn measure_replay(
+    model: &Model,
+    runner: &mut Runner,
+    n_prompt: usize,
+    n_decode: usize,
+) -> Result<ReplayTiming, WorkloadError> {
+    let positions = n_prompt.saturating_add(n_decode);
+    if positions > model.context() {
+        return Err(WorkloadError::Context { positions, context: model.context() });
+    }
+    if n_prompt == 0 || n_decode == 0 {
+        return Err(WorkloadError::Empty);
+    }
+    let job = Job {
+        model_id: ModelId(Default::default()),
+        prompt: (0..n_prompt).map(|position| token(model, 0, position)).collect(),
+        prefix: Vec::new(),
+        max_tokens: n_decode as u32,
+        sampling: Sampling::GREEDY,
+        stop: Vec::new(),
+        ignore_eos: true,
+        nonce: Default::default(),
+    };
+    let mut pool = KvPool::new(model.kv_shape(), positions.next_multiple_of(assay_num::KV_CHUNK));
+    let mut kv = pool.reserve(positions).expect("the pool was made for this sequence");
+    let (params, mut scratch) = (sample_params(&job), SampleScratch::default());
+    let mut output = Vec::with_capacity(n_decode);
+    let mut fed = job.prompt.clone();
+    let mut start = Instant::now();
+    for position in 0..n_decode {
+        for chunk in fed.chunks(REPLAY_CHUNK) {
+            pool.grow(&mut kv, chunk.len());
+            check(runner.step(model, &mut [Slice { kv: &mut kv, tokens: chunk, logits_from: chunk.len() - 1 }]))?;
+        }
+        if position == 0 {
+            start = Instant::now();
+        }
+        let picked = sample::pick(runner.logits(model, 0, 1), &params, position as u64, &mut scratch);
+        let token = picked.map_err(|_| WorkloadError::NonFinite)?;
+        output.push(token);
+        fed = vec![token];
+    }
+    let generate = start.elapsed();
+    let start = Instant::now();
+    match replay(model, runner, &job, &output, Finish::Length) {
+        Ok(Replay::Exact) => Ok(ReplayTiming { generate, replay: start.elapsed() }),
+        other => Err(WorkloadError::Replay(format!("{other:?}"))),
+    }
+}
+
+/// Bytes per second of plain reads, with the runner's threads, of as much memory as `model` reads for a token: the fastest
+/// of three passes. Takes that much memory, at most 1 GiB (far beyond any cache).
+pub fn measure_memory(model: &Model, runner: &Runner) -> f64 {
+    const LINE: usize = 64;
+    const PASSES: usize = 3;
+    let lines = vec![[1u64; 8]; (model.weight_bytes() / LINE).clamp(1, (1 << 30) / LINE)];
+    let pass = || {
+        let start = Instant::now();
+        read_memory(runner.team(), &lines);
+        start.elapsed().as_secs_f64()
+    };
+    let fastest = (0..PASSES).map(|_| pass()).fold(f64::INFINITY, f64::min);
+    size_of_val(&lines[..]) as f64 / fastest
 }
 
 /// An arbitrary token, different along positions and sequences.

@@ -9,7 +9,7 @@ use crate::{
     offer::OfferBoard,
     stream::{Bill, ServedStream, Step},
 };
-use assay_engine::{Engine, EngineEvent, JobFailure, JobHandle, SinkState, SubmitError};
+use assay_engine::{Engine, EngineEvent, JobFailure, JobHandle, Payer, SinkState, SubmitError};
 use assay_net::{
     ClientFrame, CodecError, Connection, Done, NetError, Open, PROTOCOL_VERSION, ProviderFrame, ProviderHello, Refused,
     RefusedCode,
@@ -233,12 +233,19 @@ impl Service {
             }
             Err(mpsc::error::TrySendError::Closed(_)) => SinkState::Closed,
         };
-        let handle = served.engine.submit(job, Box::new(sink)).map_err(|error| match error {
-            SubmitError::Job(_) | SubmitError::PrefixComplete { .. } => Refused::new(RefusedCode::BadJob, error),
-            // Another provider may have more memory.
-            SubmitError::KvOverflow { .. } | SubmitError::QueueFull { .. } => Refused::new(RefusedCode::Busy, error),
-            SubmitError::Stopped => Refused::new(RefusedCode::Draining, error),
-        })?;
+        let handle =
+            served.engine.submit_for(Payer(open.channel.payer.into_array()), job, Box::new(sink)).map_err(|error| {
+                match error {
+                    SubmitError::Job(_) | SubmitError::PrefixComplete { .. } => {
+                        Refused::new(RefusedCode::BadJob, error)
+                    }
+                    // Another provider may have more memory.
+                    SubmitError::KvOverflow { .. } | SubmitError::QueueFull { .. } => {
+                        Refused::new(RefusedCode::Busy, error)
+                    }
+                    SubmitError::Stopped => Refused::new(RefusedCode::Draining, error),
+                }
+            })?;
         let stream = ServedStream::new(terms, open.grant);
         let payments_left = PAYMENTS_SPARE + 2 * terms.output_tokens_max / u64::from(CHUNK_TOKENS);
         Ok(Running { job, terms, money, stream, events, handle, is_held, last: None, payments_left })

@@ -195,7 +195,7 @@ async fn the_offer_is_signed_and_shows_the_load() {
     let offer = client.offer().await;
     offer.verify(world.setup.network.chain_id).unwrap();
     assert_eq!(offer.offer.provider, provider.id());
-    assert_eq!((offer.offer.capacity, offer.offer.running, offer.offer.draining), (16, 0, false));
+    assert_eq!((offer.offer.capacity, offer.offer.running, offer.offer.draining), (64, 0, false));
     let model = &offer.offer.models[0];
     assert_eq!((model.name.as_str(), model.context_length, model.prices), ("tiny", 512, PRICES));
 

@@ -1,11 +1,13 @@
 //! `assay bench`: prefill and decode speed of a model on this machine.
 
+use std::io::{BufRead as _, Read as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use assay_engine::throughput::{Timing, Workload, measure};
-use assay_engine::{LOGIT_ROWS, Runner, threads_for};
+use assay_engine::throughput::{Timing, Workload, measure, measure_memory, measure_replay};
+use assay_engine::{LOGIT_ROWS, Model, Runner, threads_for};
 use assay_num::{Isa, Kernels};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::load::load;
@@ -37,10 +39,43 @@ pub struct BenchArgs {
     /// Instruction set: scalar, avx2, avx-vnni, avx512, neon, dotprod, i8mm [default: the best]
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
+    /// Take turns with another program: for each line of standard input, a JSON object of what to run ("threads",
+    /// "prompt", "gen", "concurrency", "isa", "measure": "speed", "memory" or "replay"), run it once and print a line of
+    /// JSON; the other options are the defaults, --reps is not used
+    #[arg(long)]
+    pub turns: bool,
 }
 
 /// Prompt tokens per step.
 const PREFILL_CHUNK: usize = 256;
+
+/// Longest line of `--turns` in bytes.
+const TURN_BYTES: u64 = 4096;
+
+/// A line of `--turns`; what is missing is as in the arguments.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Turn {
+    threads: Option<usize>,
+    prompt: Option<usize>,
+    r#gen: Option<usize>,
+    concurrency: Option<usize>,
+    isa: Option<String>,
+    #[serde(default)]
+    measure: Measure,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Measure {
+    /// Prefill and decode.
+    #[default]
+    Speed,
+    /// Plain reads of as much memory as a token takes.
+    Memory,
+    /// A reply and its replay.
+    Replay,
+}
 
 /// Runs `assay bench`.
 ///
@@ -48,24 +83,12 @@ const PREFILL_CHUNK: usize = 256;
 /// A model that does not load, a workload that does not fit it, or repetitions that computed different logits.
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     ensure!((1..=1000).contains(&args.reps), "--reps is {}, allowed is 1 to 1000", args.reps);
-    ensure!(
-        (1..=LOGIT_ROWS).contains(&args.concurrency),
-        "--concurrency is {}, allowed is 1 to {LOGIT_ROWS}",
-        args.concurrency
-    );
-    if let Some(threads) = args.threads {
-        ensure!((1..=256).contains(&threads), "--threads is {threads}, allowed is 1 to 256");
-    }
     let model = load(&args.model, args.isa)?;
-    let kernels = args.isa.map_or(Some(Kernels::detect()), Kernels::with_isa).context("unknown instruction set")?;
-    let threads = args.threads.unwrap_or_else(|| threads_for(&model));
-    let mut runner = Runner::with_kernels(kernels, threads);
-    let workload = Workload {
-        n_prompt: args.prompt,
-        n_decode: args.r#gen,
-        n_sequences: args.concurrency,
-        prefill_chunk: PREFILL_CHUNK,
-    };
+    if args.turns {
+        return take_turns(&args, &model);
+    }
+    let mut runner = runner(&model, args.threads, args.isa)?;
+    let workload = workload(args.prompt, args.r#gen, args.concurrency)?;
     // The first repetition pays for page faults and buffers; it is checked but not counted.
     let first = measure(&model, &mut runner, &workload)?;
     let timings = (0..args.reps).map(|_| measure(&model, &mut runner, &workload)).collect::<Result<Vec<_>, _>>()?;
@@ -102,6 +125,59 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn runner(model: &Model, threads: Option<usize>, isa: Option<Isa>) -> anyhow::Result<Runner> {
+    if let Some(threads) = threads {
+        ensure!((1..=256).contains(&threads), "{threads} threads, allowed is 1 to 256");
+    }
+    let kernels =
+        isa.map_or(Some(Kernels::detect()), Kernels::with_isa).context("this CPU lacks the instruction set")?;
+    Ok(Runner::with_kernels(kernels, threads.unwrap_or_else(|| threads_for(model))))
+}
+
+fn workload(n_prompt: usize, n_decode: usize, n_sequences: usize) -> anyhow::Result<Workload> {
+    ensure!((1..=LOGIT_ROWS).contains(&n_sequences), "{n_sequences} sequences, allowed is 1 to {LOGIT_ROWS}");
+    Ok(Workload { n_prompt, n_decode, n_sequences, prefill_chunk: PREFILL_CHUNK })
+}
+
+/// Answers lines until the input ends.
+fn take_turns(args: &BenchArgs, model: &Model) -> anyhow::Result<()> {
+    let mut input = std::io::stdin().lock();
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if input.by_ref().take(TURN_BYTES).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let turn: Turn = serde_json::from_str(&line).with_context(|| format!("a turn must be JSON, not {line:?}"))?;
+        print(&take_turn(args, model, &turn)?.to_string())?;
+    }
+}
+
+fn take_turn(args: &BenchArgs, model: &Model, turn: &Turn) -> anyhow::Result<serde_json::Value> {
+    let isa = turn.isa.as_ref().map(|name| name.parse::<Isa>()).transpose()?.or(args.isa);
+    let mut runner = runner(model, turn.threads.or(args.threads), isa)?;
+    let (n_prompt, n_decode) = (turn.prompt.unwrap_or(args.prompt), turn.r#gen.unwrap_or(args.r#gen));
+    let n_sequences = turn.concurrency.unwrap_or(args.concurrency);
+    let rate = |n: usize, time: Duration| (n * n_sequences) as f64 / time.as_secs_f64();
+    Ok(match turn.measure {
+        Measure::Speed => {
+            let timing = measure(model, &mut runner, &workload(n_prompt, n_decode, n_sequences)?)?;
+            json!({
+                "isa": runner.isa().to_string(),
+                "prefill_tokens_per_s": rate(n_prompt, timing.prefill),
+                "decode_tokens_per_s": rate(n_decode, timing.decode),
+                "weight_bytes": model.weight_bytes(),
+                "logits_hash": format!("{:016x}", timing.logits_hash),
+            })
+        }
+        Measure::Memory => json!({ "memory_bytes_per_s": measure_memory(model, &runner) }),
+        Measure::Replay => {
+            let timing = measure_replay(model, &mut runner, n_prompt, n_decode)?;
+            json!({ "generate_s": timing.generate.as_secs_f64(), "replay_s": timing.replay.as_secs_f64() })
+        }
+    })
 }
 
 fn rates(timings: &[Timing], n_tokens: usize, of: impl Fn(&Timing) -> Duration) -> Vec<f64> {

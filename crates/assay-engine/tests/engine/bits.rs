@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use assay_engine::throughput::{Workload, WorkloadError, measure};
+use assay_engine::throughput::{ReplayTiming, Workload, WorkloadError, measure, measure_memory, measure_replay};
 use assay_engine::{EngineOptions, KvPool, KvSeq, Model, Runner, Slice};
 use assay_num::{Isa, Kernels};
 use assay_types::Job;
@@ -203,4 +203,20 @@ fn a_benchmark_does_the_same_work_every_time() {
     assert_eq!(hash(1, long), Err(WorkloadError::Context { positions: 1025, context: 1024 }));
     assert_eq!(hash(1, Workload { n_prompt: 0, ..workload }), Err(WorkloadError::Empty));
     assert_eq!(hash(1, Workload { n_sequences: 33, ..workload }), Err(WorkloadError::Empty));
+}
+
+#[test]
+fn a_reply_made_for_its_replay_is_found_exact() {
+    let model = Q8.model();
+    let mut runner = Runner::new(2);
+    for (n_prompt, n_decode) in [(1, 1), (5, 3), (300, 40)] {
+        let timing = measure_replay(&model, &mut runner, n_prompt, n_decode);
+        assert!(timing.is_ok(), "{n_prompt} and {n_decode}: {timing:?}");
+    }
+    let of = |timing: Result<ReplayTiming, WorkloadError>| timing.map(|_| ()).unwrap_err();
+    let long = measure_replay(&model, &mut runner, 1000, 25);
+    assert_eq!(of(long), WorkloadError::Context { positions: 1025, context: 1024 });
+    assert_eq!(of(measure_replay(&model, &mut runner, 0, 25)), WorkloadError::Empty);
+    assert_eq!(of(measure_replay(&model, &mut runner, 9, 0)), WorkloadError::Empty);
+    assert!(measure_memory(&model, &runner).is_finite());
 }

@@ -3,6 +3,7 @@
 mod bits;
 mod families;
 mod hostile;
+mod memory;
 mod reference;
 mod replaying;
 mod serving;

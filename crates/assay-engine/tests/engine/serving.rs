@@ -17,12 +17,12 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// A sink that does not let the engine's thread go on before the test says so: what the test does meanwhile happens
 /// between two steps.
-struct Gate {
+pub struct Gate {
     reached: Receiver<()>,
     open: SyncSender<()>,
 }
 
-fn gated(engine: &Engine, job: &Job) -> (Gate, Receiver<EngineEvent>) {
+pub fn gated(engine: &Engine, job: &Job) -> (Gate, Receiver<EngineEvent>) {
     let (reached_sender, reached) = mpsc::sync_channel(1);
     let (open, open_receiver) = mpsc::sync_channel::<()>(1);
     let (sender, events) = mpsc::sync_channel(4096);
@@ -40,11 +40,11 @@ fn gated(engine: &Engine, job: &Job) -> (Gate, Receiver<EngineEvent>) {
 }
 
 impl Gate {
-    fn wait(&self) {
+    pub fn wait(&self) {
         self.reached.recv_timeout(MINUTE).expect("the engine reaches the gate");
     }
 
-    fn open(self) {
+    pub fn open(self) {
         self.open.send(()).expect("the engine waits at the gate");
     }
 }
@@ -192,9 +192,8 @@ fn jobs_that_cannot_run_are_refused_with_numbers() {
     assert_eq!(submit(&engine, &done, 1).err(), Some(SubmitError::PrefixComplete { finish: Finish::Stop }));
 }
 
-#[test]
-fn a_value_that_is_not_finite_fails_its_job_only() {
-    // The embedding of `z` is so large that its keys do not fit f16.
+/// A model in which the embedding of `z` is so large that its keys do not fit f16, and `z`.
+pub fn with_infinite_z() -> (Arc<Model>, u32) {
     let tiny = Tiny { ty: assay_gguf::GgmlType::F32, odd_ty: assay_gguf::GgmlType::F32, tied: false, ..Q8 };
     let mut bytes = tiny.bytes();
     let gguf = Gguf::parse(&bytes).expect("valid");
@@ -203,7 +202,12 @@ fn a_value_that_is_not_finite_fails_its_job_only() {
     for value in bytes[row..][..4 * tiny.width as usize].chunks_mut(4) {
         value.copy_from_slice(&f32::INFINITY.to_le_bytes());
     }
-    let model = crate::support::load(&bytes).expect("weights are not judged");
+    (crate::support::load(&bytes).expect("weights are not judged"), VOCAB - 1)
+}
+
+#[test]
+fn a_value_that_is_not_finite_fails_its_job_only() {
+    let (model, _) = with_infinite_z();
     let engine = engine(&model, options());
     let good = greedy(job(10, 5, 3));
     let good = Job { prompt: good.prompt.iter().map(|t| (*t).min(VOCAB - 2)).collect(), ..good };
@@ -292,7 +296,7 @@ fn an_instruction_set_the_cpu_lacks_is_refused() {
 
 /// What a client of the crowd does with its stream.
 #[derive(Clone, Copy, Debug)]
-enum Client {
+pub enum Client {
     Reads,
     CancelsAfter(usize),
     LeavesAfter(usize),
@@ -300,7 +304,7 @@ enum Client {
 
 impl Client {
     /// What it got; the end if it saw one.
-    fn run(self, running: Running) -> (Vec<u32>, Option<Result<Finish, JobFailure>>) {
+    pub fn run(self, running: Running) -> (Vec<u32>, Option<Result<Finish, JobFailure>>) {
         let Running { handle, events } = running;
         let mut tokens = Vec::new();
         loop {

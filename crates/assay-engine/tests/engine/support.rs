@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 
 use assay_engine::{
-    Engine, EngineEvent, EngineOptions, Family, JobFailure, JobHandle, LoadError, Model, SinkState, SubmitError,
+    Engine, EngineEvent, EngineOptions, Family, JobFailure, JobHandle, LoadError, Model, Payer, SinkState, SubmitError,
     TokenSink,
 };
 use assay_gguf::{Array, GgmlType, Gguf, StrArray, Value, quant, write::GgufWriter};
@@ -354,6 +354,10 @@ pub struct Outcome {
 
 /// Submits with a sink that takes everything up to `bound` unread events.
 pub fn submit(engine: &Engine, job: &Job, bound: usize) -> Result<Running, SubmitError> {
+    submit_for(engine, Payer::default(), job, bound)
+}
+
+pub fn submit_for(engine: &Engine, payer: Payer, job: &Job, bound: usize) -> Result<Running, SubmitError> {
     let (sender, events) = mpsc::sync_channel(bound);
     let sink = move |event| match sender.try_send(event) {
         Ok(()) => SinkState::Ready,
@@ -361,7 +365,7 @@ pub fn submit(engine: &Engine, job: &Job, bound: usize) -> Result<Running, Submi
         Err(mpsc::TrySendError::Disconnected(_)) => SinkState::Closed,
     };
     let sink: Box<dyn TokenSink> = Box::new(sink);
-    Ok(Running { handle: engine.submit(job, sink)?, events })
+    Ok(Running { handle: engine.submit_for(payer, job, sink)?, events })
 }
 
 impl Running {
