@@ -77,6 +77,18 @@ def python_checks(network):
         reply = client.chat.completions.create(model=model, messages=CAPITAL, temperature=0, max_tokens=2)
         assert reply.usage.completion_tokens == 2 and reply.choices[0].finish_reason == "length"
 
+    def biased():
+        first = client.completions.create(model=model, prompt="Once upon a time", max_tokens=1, temperature=0)
+        raw = client.get(f"/receipts/{first.assay['receipt']}", cast_to=object)
+        token = raw["parts"][0]["output"][0]
+        ban = client.completions.create(
+            model=model, prompt="Once upon a time", max_tokens=20, temperature=0, logit_bias={str(token): -100},
+            frequency_penalty=0.5, presence_penalty=-0.5, extra_body={"min_p": 0.05, "repetition_penalty": 1.2},
+        )
+        job = client.get(f"/receipts/{ban.assay['receipt']}", cast_to=object)
+        assert token not in job["parts"][0]["output"], job
+        assert job["job"]["sampling"]["minPMicro"] == 50_000, job["job"]
+
     def has_receipt():
         raw = client.chat.completions.with_raw_response.create(model=model, messages=CAPITAL, temperature=0)
         receipt = client.get(f"/receipts/{raw.headers['x-assay-receipt']}", cast_to=object)
@@ -105,6 +117,7 @@ def python_checks(network):
         ("python: stop string", stops),
         ("python: max_tokens", limits_length),
         ("python: receipt of a reply", has_receipt),
+        ("python: logit_bias and penalties", biased),
         ("python: wrong key", refuses(openai.AuthenticationError, lambda: stranger.models.list(), code="invalid_api_key")),
         ("python: unknown model", refuses(openai.NotFoundError, lambda: chat(model="gpt-9"), code="model_not_found")),
         ("python: bad field", refuses(openai.BadRequestError, lambda: chat(temperature=-1), param="temperature")),

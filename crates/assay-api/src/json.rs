@@ -9,8 +9,10 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// Most fields in one object.
+/// Most fields in one object that is not a table.
 const FIELDS_MAX: usize = 256;
+/// Most entries of any object.
+const ENTRIES_MAX: usize = 1024;
 
 /// The fields of one object, and where it stands in the body.
 pub(crate) struct Fields<'a> {
@@ -131,6 +133,20 @@ impl<'a> Field<'a> {
         Ok(Fields { path: format!("{}.", self.path), entries: entries.0 })
     }
 
+    /// Keys and values of an object that is a table: at most `max`, at most [`ENTRIES_MAX`].
+    pub(crate) fn entries(&self, max: usize) -> Result<Vec<(Cow<'a, str>, Field<'a>)>, RequestError> {
+        if kind_of(self.raw) != "an object" {
+            return Err(self.wrong("an object"));
+        }
+        let entries: Entries<'a, ENTRIES_MAX> =
+            serde_json::from_str(self.raw.get()).map_err(|e| self.refuse(e.to_string()))?;
+        if entries.0.len() > max {
+            return Err(self.refuse(format!("at most {max} entries, got {}", entries.0.len())));
+        }
+        let field = |key: &str, raw| Field { path: format!("{}.{}", self.path, shorten(key)), raw };
+        Ok(entries.0.into_iter().map(|(key, raw)| (key.clone(), field(&key, raw))).collect())
+    }
+
     /// The items with paths as in `stop[1]`.
     pub(crate) fn array(&self, expected: &str) -> Result<Vec<Field<'a>>, RequestError> {
         if !self.is_array() {
@@ -164,18 +180,18 @@ fn kind_of(raw: &RawValue) -> &'static str {
     }
 }
 
-struct Entries<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+struct Entries<'a, const MAX: usize = FIELDS_MAX>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Entries<'de> {
+impl<'de, const MAX: usize> Deserialize<'de> for Entries<'de, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EntriesVisitor)
+        deserializer.deserialize_map(EntriesVisitor::<MAX>)
     }
 }
 
-struct EntriesVisitor;
+struct EntriesVisitor<const MAX: usize>;
 
-impl<'de> Visitor<'de> for EntriesVisitor {
-    type Value = Entries<'de>;
+impl<'de, const MAX: usize> Visitor<'de> for EntriesVisitor<MAX> {
+    type Value = Entries<'de, MAX>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
@@ -184,8 +200,8 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut entries: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::with_capacity(16);
         while let Some(key) = map.next_key::<Key<'de>>()? {
-            if entries.len() == FIELDS_MAX {
-                return Err(A::Error::custom(format_args!("more than {FIELDS_MAX} fields in one object")));
+            if entries.len() == MAX {
+                return Err(A::Error::custom(format_args!("more than {MAX} fields in one object")));
             }
             // Readers differ in which of two equal keys they take: a request must mean one thing.
             if entries.iter().any(|(other, _)| *other == key.0) {

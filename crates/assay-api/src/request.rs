@@ -6,7 +6,7 @@
 
 use crate::RequestError;
 use crate::json::{Field, Fields};
-use assay_types::{B256, Job, MICRO, ModelId, ProviderId, Sampling, TokenId};
+use assay_types::{B256, Job, LOGIT_BIAS_MAX, LogitBias, MICRO, ModelId, ProviderId, Sampling, TokenId};
 
 /// Bounds on a request.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +119,16 @@ pub struct Options {
     pub top_p_micro: u32,
     /// Only this many most likely tokens; 0 is all (so is -1, which other servers use).
     pub top_k: u32,
+    /// Only tokens at least this many millionths as likely as the most likely one; to the nearest.
+    pub min_p_micro: u32,
+    /// Of tokens in prompt or output, in millionths, to the nearest; 10_000 to 100_000_000.
+    pub repetition_penalty_micro: u32,
+    /// For each time in the output, in millionths, to the nearest; within ±2_000_000.
+    pub frequency_penalty_micro: i32,
+    /// For being in the output, in millionths, to the nearest; within ±2_000_000.
+    pub presence_penalty_micro: i32,
+    /// Ascending by token, each token once; at most [`LOGIT_BIAS_MAX`].
+    pub logit_bias: Vec<LogitBias>,
     /// Go on after an end-of-generation token.
     pub ignore_eos: bool,
     /// Only these providers may answer; empty: all.
@@ -178,8 +188,13 @@ impl Options {
                 temperature_micro: self.temperature_micro,
                 top_p_micro: self.top_p_micro,
                 top_k: self.top_k,
+                min_p_micro: self.min_p_micro,
+                repetition_penalty_micro: self.repetition_penalty_micro,
+                frequency_penalty_micro: self.frequency_penalty_micro,
+                presence_penalty_micro: self.presence_penalty_micro,
                 seed: self.seed.unwrap_or(seed),
             },
+            logit_bias: self.logit_bias.clone(),
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             nonce,
@@ -270,9 +285,14 @@ fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, 
         seed: fields.take("seed").map(|f| seed(&f)).transpose()?,
         stop: fields.take("stop").map(|f| stop(&f)).transpose()?.unwrap_or_default(),
         max_tokens: max_tokens(&mut fields)?,
-        temperature_micro: micro(&mut fields, "temperature", 2.0)?.unwrap_or(MICRO),
-        top_p_micro: micro(&mut fields, "top_p", 1.0)?.unwrap_or(MICRO).max(1),
+        temperature_micro: micro(&mut fields, "temperature", 0.0, 2.0)?.unwrap_or(MICRO),
+        top_p_micro: micro(&mut fields, "top_p", 0.0, 1.0)?.unwrap_or(MICRO).max(1),
         top_k: top_k(&mut fields)?,
+        min_p_micro: micro(&mut fields, "min_p", 0.0, 1.0)?.unwrap_or(0),
+        repetition_penalty_micro: micro(&mut fields, "repetition_penalty", 0.01, 100.0)?.unwrap_or(MICRO),
+        frequency_penalty_micro: micro(&mut fields, "frequency_penalty", -2.0, 2.0)?.unwrap_or(0),
+        presence_penalty_micro: micro(&mut fields, "presence_penalty", -2.0, 2.0)?.unwrap_or(0),
+        logit_bias: fields.take("logit_bias").map(|f| logit_bias(&f)).transpose()?.unwrap_or_default(),
         ignore_eos: fields.take("ignore_eos").map(|f| f.bool()).transpose()?.unwrap_or(false),
         only,
         ignore,
@@ -360,15 +380,35 @@ fn max_tokens(fields: &mut Fields<'_>) -> Result<Option<u32>, RequestError> {
     }
 }
 
-/// A decimal from 0 to `max` in millionths: nearest, halves away from zero.
-fn micro(fields: &mut Fields<'_>, name: &str, max: f64) -> Result<Option<u32>, RequestError> {
-    let Some(field) = fields.take(name) else { return Ok(None) };
-    let value = field.number(&format!("a number from 0 to {max}"))?;
-    if !(0.0..=max).contains(&value) {
-        return Err(field.refuse(format!("expected a number from 0 to {max}, got {value}")));
+/// A decimal from `min` to `max` in millionths. Both are within ±100, so the millionths fit every integer.
+fn micro<T: TryFrom<i64>>(fields: &mut Fields<'_>, name: &str, min: f64, max: f64) -> Result<Option<T>, RequestError> {
+    fields.take(name).map(|field| field_micro(&field, min, max)).transpose()
+}
+
+/// Nearest, halves away from zero.
+fn field_micro<T: TryFrom<i64>>(field: &Field<'_>, min: f64, max: f64) -> Result<T, RequestError> {
+    let expected = format!("a number from {min} to {max}");
+    let value = field.number(&expected)?;
+    let refuse = || field.refuse(format!("expected {expected}, got {value}"));
+    if !(min..=max).contains(&value) {
+        return Err(refuse());
     }
-    // At most 2e6 after the check: the cast is exact.
-    Ok(Some((value * f64::from(MICRO)).round() as u32))
+    T::try_from((value * f64::from(MICRO)).round() as i64).map_err(|_| refuse())
+}
+
+/// `{"<token id>": bias}`.
+fn logit_bias(field: &Field<'_>) -> Result<Vec<LogitBias>, RequestError> {
+    let mut list = Vec::new();
+    for (key, value) in field.entries(LOGIT_BIAS_MAX)? {
+        let token = key.parse().map_err(|_| value.refuse("expected a token id as the key"))?;
+        list.push(LogitBias { token, bias_micro: field_micro(&value, -100.0, 100.0)? });
+    }
+    list.sort_unstable_by_key(|entry| entry.token);
+    // Keys differ as text; "7" and "07" are one token nevertheless.
+    if list.windows(2).any(|pair| matches!(pair, [a, b] if a.token == b.token)) {
+        return Err(field.refuse("a token id is there twice"));
+    }
+    Ok(list)
 }
 
 fn top_k(fields: &mut Fields<'_>) -> Result<u32, RequestError> {
@@ -391,11 +431,6 @@ const UNSUPPORTED: &[(&str, &[&str], &str)] = &[
     ("logprobs", &["false"], "log probabilities are not supported"),
     ("top_logprobs", &["0"], "log probabilities are not supported"),
     ("response_format", &["{\"type\":\"text\"}"], "only {\"type\": \"text\"}"),
-    ("logit_bias", &["{}"], "logit bias is not supported"),
-    ("presence_penalty", &["0", "0.0"], "penalties are not supported"),
-    ("frequency_penalty", &["0", "0.0"], "penalties are not supported"),
-    ("repetition_penalty", &["1", "1.0"], "penalties are not supported"),
-    ("min_p", &["0", "0.0"], "min_p is not supported"),
     ("min_tokens", &["0"], "min_tokens is not supported"),
     ("echo", &["false"], "the prompt is not repeated in the output"),
     ("suffix", &["\"\""], "insertion is not supported"),

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use assay_num::Kernels;
-use assay_num::sample::{self, SampleScratch};
+use assay_num::sample::SampleScratch;
 
 use crate::engine::{EngineOptions, Inbox, Shared, Stop};
 use crate::forward::{LOGIT_ROWS, Runner};
@@ -193,7 +193,7 @@ impl Driver<'_> {
                     continue;
                 }
                 let row = rows.next().expect("a row for each asked slice");
-                match sample::pick(row, &sequence.sampler, sequence.index, &mut self.scratch) {
+                match sequence.sampler.pick(row, sequence.index, &mut self.scratch) {
                     Ok(token) if *finite => sequence.produced(token),
                     Ok(_) => {}
                     Err(_) => sequence.fail(JobFailure::NonFinite { index: sequence.index }),

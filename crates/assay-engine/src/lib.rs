@@ -13,6 +13,7 @@
 
 mod admission;
 mod attention;
+mod choose;
 mod compute;
 mod config;
 mod drive;

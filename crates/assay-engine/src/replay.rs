@@ -3,14 +3,15 @@
 //! Decoding n tokens reads the weights n times; replaying them reads the weights n/256 times, because the tokens are
 //! known. Every sampled token is compared; the first difference is named.
 
-use assay_num::sample::{self, SampleScratch};
+use assay_num::sample::SampleScratch;
 use assay_types::{Finish, Job, JobError, TokenId};
 
+use crate::choose::Chooser;
 use crate::engine::job_limits;
 use crate::forward::{LOGIT_ROWS, Runner, Slice};
 use crate::kv::KvPool;
 use crate::model::Model;
-use crate::sequence::{finish_of, resumed_text, sample_params};
+use crate::sequence::{finish_of, resumed_text};
 
 /// Tokens per step.
 pub(crate) const REPLAY_CHUNK: usize = 256;
@@ -113,7 +114,7 @@ fn first_wrong(
     let Some((_, fed_output)) = output.split_last() else { return Ok(None) };
     let tokens = [job.prompt.as_slice(), &job.prefix, fed_output].concat();
     let first_asked = job.prompt.len() + job.prefix.len() - 1;
-    let params = sample_params(job);
+    let mut chooser = Chooser::new(job);
     let vocab = model.config().vocab;
     let mut pool = KvPool::new(model.kv_shape(), tokens.len());
     let mut kv = pool.reserve(tokens.len()).expect("the pool was made for this sequence");
@@ -133,11 +134,12 @@ fn first_wrong(
             for row in runner.logits(model, first, n).chunks(vocab) {
                 let position = job.prefix.len() as u64 + index as u64;
                 let expected =
-                    sample::pick(row, &params, position, &mut scratch).map_err(|_| ReplayError::NonFinite { index })?;
+                    chooser.pick(row, position, &mut scratch).map_err(|_| ReplayError::NonFinite { index })?;
                 if expected != output[index] {
                     let got = output[index];
                     return Ok(Some(Replay::FirstWrong { index, expected: Some(expected), got }));
                 }
+                chooser.push(expected);
                 index += 1;
             }
         }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use assay_gguf::{FinishReason, OutputLimits, OutputText, Tokenizer};
-use assay_num::sample::SampleParams;
 use assay_types::{Finish, Job, TokenId};
 
+use crate::choose::Chooser;
 use crate::forward::Slice;
 use crate::kv::{KvPool, KvSeq};
 use crate::prefix::Payer;
@@ -83,7 +83,7 @@ pub(crate) struct Pending {
     /// Positions it may use.
     pub positions: usize,
     pub payer: Payer,
-    pub sampler: SampleParams,
+    pub sampler: Chooser,
     /// Index of the next output token, counted from the end of the prompt.
     pub index: u64,
     pub text: OutputText,
@@ -103,22 +103,12 @@ impl Pending {
             payer,
             input: [job.prompt.as_slice(), &job.prefix].concat(),
             positions: job.prompt.len() + job.max_tokens as usize,
-            sampler: sample_params(job),
+            sampler: Chooser::new(job),
             index: job.prefix.len() as u64,
             text: resumed_text(job, tokenizer)?,
             sink,
             cancelled: Arc::new(AtomicBool::new(false)),
         })
-    }
-}
-
-/// The sampler's view of a job.
-pub(crate) fn sample_params(job: &Job) -> SampleParams {
-    SampleParams {
-        temperature_micro: job.sampling.temperature_micro,
-        top_p_micro: job.sampling.top_p_micro,
-        top_k: job.sampling.top_k,
-        seed: job.sampling.seed,
     }
 }
 
@@ -159,7 +149,7 @@ pub(crate) struct Sequence {
     /// Positions it may use.
     positions: usize,
     pub payer: Payer,
-    pub sampler: SampleParams,
+    pub sampler: Chooser,
     pub index: u64,
     text: OutputText,
     sink: Box<dyn TokenSink>,
@@ -250,6 +240,7 @@ impl Sequence {
     /// Takes the next output token.
     pub fn produced(&mut self, id: TokenId) {
         self.tokens.push(id);
+        self.sampler.push(id);
         self.index += 1;
         self.outbox.push_back(EngineEvent::Token { id });
         if let Some(reason) = self.text.push(id).finish {

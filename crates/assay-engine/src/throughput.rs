@@ -6,14 +6,14 @@
 use std::time::{Duration, Instant};
 
 use assay_num::read_memory;
-use assay_num::sample::{self, SampleScratch};
+use assay_num::sample::SampleScratch;
 use assay_types::{Finish, Job, ModelId, Sampling};
 
+use crate::choose::Chooser;
 use crate::forward::{LOGIT_ROWS, Runner, Slice};
 use crate::kv::{KvPool, KvSeq};
 use crate::model::Model;
 use crate::replay::{REPLAY_CHUNK, Replay, replay};
-use crate::sequence::sample_params;
 
 /// What to time.
 #[derive(Clone, Copy, Debug)]
@@ -139,13 +139,14 @@ pub fn measure_replay(
         prefix: Vec::new(),
         max_tokens: n_decode as u32,
         sampling: Sampling::GREEDY,
+        logit_bias: Vec::new(),
         stop: Vec::new(),
         ignore_eos: true,
         nonce: Default::default(),
     };
     let mut pool = KvPool::new(model.kv_shape(), positions.next_multiple_of(assay_num::KV_CHUNK));
     let mut kv = pool.reserve(positions).expect("the pool was made for this sequence");
-    let (params, mut scratch) = (sample_params(&job), SampleScratch::default());
+    let (mut chooser, mut scratch) = (Chooser::new(&job), SampleScratch::default());
     let mut output = Vec::with_capacity(n_decode);
     let mut fed = job.prompt.clone();
     let mut start = Instant::now();
@@ -157,7 +158,7 @@ pub fn measure_replay(
         if position == 0 {
             start = Instant::now();
         }
-        let picked = sample::pick(runner.logits(model, 0, 1), &params, position as u64, &mut scratch);
+        let picked = chooser.pick(runner.logits(model, 0, 1), position as u64, &mut scratch);
         let token = picked.map_err(|_| WorkloadError::NonFinite)?;
         output.push(token);
         fed = vec![token];

@@ -194,7 +194,7 @@ fn sampling(rng: &mut Rng) {
         ("top-p 0.9", MICRO, 900_000, 0),
         ("top-k 40", MICRO, MICRO, 40),
     ] {
-        let params = SampleParams { temperature_micro, top_p_micro, top_k, seed: 1 };
+        let params = SampleParams { temperature_micro, top_p_micro, top_k, min_p_micro: 0, seed: 1 };
         let seconds = best(20, || {
             black_box(pick(&logits, &params, 0, &mut scratch)).expect("the logits are finite");
         });

@@ -20,6 +20,7 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod acts;
+mod adjust;
 mod attend;
 mod checksum;
 mod elementwise;
@@ -45,6 +46,7 @@ mod team;
 mod x86;
 
 pub use acts::{ActKind, Acts};
+pub use adjust::{Adjustments, Penalties};
 pub use attend::{AttendScratch, KV_CHUNK, KvChunk, Scoring};
 pub use checksum::checksum;
 pub use isa::{Isa, Kernels, UnknownIsa};

@@ -1,10 +1,12 @@
 //! Choosing a token from logits: integer weights, a total order, and a random number that depends on
 //! (seed, position) only.
 //!
-//! Sums are u64 and u128, so no order of summation can change a result; ties are decided by the token id.
+//! Sums are u64 and u128, so no order of summation can change a result; ties are decided by the token id. What changes
+//! the logits before that (bias, penalties) is in `adjust`.
 
 use std::fmt;
 
+use crate::adjust::Adjustments;
 use crate::isa::Kernels;
 
 /// One million: the unit of `temperature_micro` and `top_p_micro`.
@@ -19,6 +21,8 @@ pub struct SampleParams {
     pub top_p_micro: u32,
     /// Most tokens to keep; 0 keeps all.
     pub top_k: u32,
+    /// Least weight to keep, in millionths of the largest; 0 keeps all.
+    pub min_p_micro: u32,
     /// Seed of the random numbers.
     pub seed: u64,
 }
@@ -38,6 +42,32 @@ impl fmt::Display for NonFinite {
 
 impl std::error::Error for NonFinite {}
 
+/// Why no token can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PickError {
+    /// A logit is NaN or infinite, before or after it was adjusted.
+    NonFinite(NonFinite),
+    /// The mask allows no token.
+    NothingAllowed,
+}
+
+impl From<NonFinite> for PickError {
+    fn from(error: NonFinite) -> Self {
+        PickError::NonFinite(error)
+    }
+}
+
+impl fmt::Display for PickError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PickError::NonFinite(error) => error.fmt(f),
+            PickError::NothingAllowed => f.write_str("no token is allowed"),
+        }
+    }
+}
+
+impl std::error::Error for PickError {}
+
 /// The first value that is NaN or infinite, as an error.
 pub fn check_finite(values: &[f32]) -> Result<(), NonFinite> {
     // Without a branch per value, so that it runs at the speed of memory; the index is looked up only on failure.
@@ -55,6 +85,8 @@ pub struct SampleScratch {
     scaled: Vec<f32>,
     weights: Vec<f32>,
     order: Vec<u64>,
+    adjusted: Vec<f32>,
+    allowed: Vec<u32>,
 }
 
 impl SampleScratch {
@@ -66,20 +98,71 @@ impl SampleScratch {
 
 /// Chooses the token of output position `position` (index of the output token, counted from the end of the prompt).
 ///
-/// Definition. Order of tokens: logit descending by IEEE totalOrder (+0 above -0), id ascending.
-/// 1. Temperature 0: the first in order.
-/// 2. `T = f32(temperature_micro / 10^6)` (f64 division, rounded once); `m` = largest logit;
+/// Definition.
+/// 1. Every logit is finite, before and after `adjustments` change it ([`Adjustments::apply`]).
+/// 2. With a mask (bit `id % 32` of word `id / 32`; what is behind its end is 0) only tokens whose bit is 1 exist for
+///    what follows.
+/// 3. Order of tokens: logit descending by IEEE totalOrder (+0 above -0), id ascending. Temperature 0: the first.
+/// 4. `T = f32(temperature_micro / 10^6)` (f64 division, rounded once); `m` = largest logit;
 ///    weight `w_i = floor(exp((logit_i - m) / T) * 2^40)`, [`crate::scalar::exp`], each operation rounded.
-/// 3. top-k: keep the first k in order. top-p: of these, keep the shortest prefix of the order whose sum
-///    `S` satisfies `S * 10^6 >= top_p_micro * (sum of the kept weights)`, at least one token.
-/// 4. `target = floor(r * S / 2^64)` with the 64-bit random number `r` of (seed, position); the token is the first
+/// 5. top-k: keep the first k in order. top-p: of these, keep the shortest prefix of the order whose sum
+///    `S` satisfies `S * 10^6 >= top_p_micro * (sum of the kept weights)`, at least one token. min-p: of these, keep
+///    those with `w_i * 10^6 >= min_p_micro * 2^40` (the first in order has weight 2^40 and stays); `S` is the sum of
+///    what is kept.
+/// 6. `target = floor(r * S / 2^64)` with the 64-bit random number `r` of (seed, position); the token is the first
 ///    kept one, ids ascending, at which the running sum of weights exceeds `target`.
+///
+/// # Errors
+/// [`PickError`].
+///
+/// # Panics
+/// If `logits` is empty or longer than 2^23 (sums of weights would exceed u64).
+pub fn pick_with(
+    logits: &[f32],
+    params: &SampleParams,
+    position: u64,
+    adjustments: &Adjustments,
+    mask: Option<&[u32]>,
+    scratch: &mut SampleScratch,
+) -> Result<u32, PickError> {
+    if adjustments.is_none() && mask.is_none() {
+        return Ok(pick(logits, params, position, scratch)?);
+    }
+    check_finite(logits)?;
+    let (mut adjusted, mut allowed) = (std::mem::take(&mut scratch.adjusted), std::mem::take(&mut scratch.allowed));
+    adjusted.clear();
+    adjusted.extend_from_slice(logits);
+    adjustments.apply(&mut adjusted);
+    let result = match (check_finite(&adjusted), mask) {
+        (Err(error), _) => Err(error.into()),
+        (Ok(()), None) => pick(&adjusted, params, position, scratch).map_err(PickError::from),
+        (Ok(()), Some(mask)) => {
+            let is_allowed = |id: &u32| mask.get(*id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+            allowed.clear();
+            allowed.extend((0..adjusted.len() as u32).filter(is_allowed));
+            // Ids stay in ascending order, so places in the shorter list are ordered as the ids are.
+            allowed.iter().enumerate().for_each(|(place, id)| adjusted[place] = adjusted[*id as usize]);
+            adjusted.truncate(allowed.len());
+            match allowed.is_empty() {
+                true => Err(PickError::NothingAllowed),
+                false => {
+                    let place = pick(&adjusted, params, position, scratch);
+                    place.map(|place| allowed[place as usize]).map_err(PickError::from)
+                }
+            }
+        }
+    };
+    (scratch.adjusted, scratch.allowed) = (adjusted, allowed);
+    result
+}
+
+/// [`pick_with`] without adjustments and mask.
 ///
 /// # Errors
 /// [`NonFinite`] if a logit is NaN or infinite.
 ///
 /// # Panics
-/// If `logits` is empty or longer than 2^23 (sums of weights would exceed u64).
+/// As [`pick_with`].
 pub fn pick(
     logits: &[f32],
     params: &SampleParams,
@@ -96,14 +179,20 @@ pub fn pick(
     let total: u64 = scratch.weights.iter().map(|&w| fixed(w)).sum();
     let r = random(params.seed, position);
     let keep_all_k = params.top_k == 0 || params.top_k as usize >= logits.len();
-    if keep_all_k && params.top_p_micro >= MICRO {
+    if keep_all_k && params.top_p_micro >= MICRO && params.min_p_micro == 0 {
         return Ok(draw((0..logits.len() as u32).map(|id| (id, fixed(scratch.weights[id as usize]))), total, r));
     }
-    let (n_kept, kept_sum) = truncate(logits, params, total, scratch);
-    let kept = &mut scratch.order[..n_kept];
-    kept.sort_unstable_by_key(|&key| key as u32);
-    let weights = &scratch.weights;
-    Ok(draw(kept.iter().map(|&key| (key as u32, fixed(weights[key as u32 as usize]))), kept_sum, r))
+    let (n_kept, mut kept_sum) = truncate(logits, params, total, scratch);
+    let SampleScratch { weights, order, .. } = scratch;
+    let weight = |key: u64| fixed(weights[key as u32 as usize]);
+    order.truncate(n_kept);
+    if params.min_p_micro > 0 {
+        let least = u128::from(params.min_p_micro) << 40;
+        order.retain(|&key| u128::from(weight(key)) * u128::from(MICRO) >= least);
+        kept_sum = order.iter().map(|&key| weight(key)).sum();
+    }
+    order.sort_unstable_by_key(|&key| key as u32);
+    Ok(draw(order.iter().map(|&key| (key as u32, weight(key))), kept_sum, r))
 }
 
 /// Greatest logit, lowest id among equals.

@@ -114,10 +114,10 @@ impl Service {
         }
     }
 
-    /// Longest frame that a client needs: a job that fills the longest context, and its stop strings.
+    /// Longest frame that a client needs: a job that fills the longest context, its stop strings and its logit bias.
     fn frame_len_max(&self) -> u32 {
         let context = self.models.values().map(|served| served.offer.context_length).max().unwrap_or(0);
-        context.saturating_mul(5).saturating_add(16 << 10)
+        context.saturating_mul(5).saturating_add(32 << 10)
     }
 
     /// Tells a client that its bytes are no frame; after them the stream has no meaning any more.

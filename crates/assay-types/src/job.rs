@@ -17,13 +17,48 @@ pub struct Sampling {
     pub top_p_micro: u32,
     /// Only this many most likely tokens; 0 is all.
     pub top_k: u32,
+    /// Only tokens at least this many millionths as likely as the most likely one; 0 is all, at most 1_000_000.
+    #[serde(default)]
+    pub min_p_micro: u32,
+    /// Divides positive logits of tokens in prompt or output and multiplies the others; 1_000_000 changes nothing.
+    #[serde(default = "one_micro")]
+    pub repetition_penalty_micro: u32,
+    /// Taken from a token's logit for each time it is in the output; within ±2_000_000.
+    #[serde(default)]
+    pub frequency_penalty_micro: i32,
+    /// Taken from a token's logit once if it is in the output; within ±2_000_000.
+    #[serde(default)]
+    pub presence_penalty_micro: i32,
     /// Seed of the counter-based generator.
     pub seed: u64,
 }
 
 impl Sampling {
     /// The most likely token, always.
-    pub const GREEDY: Self = Self { temperature_micro: 0, top_p_micro: MICRO, top_k: 0, seed: 0 };
+    pub const GREEDY: Self = Self {
+        temperature_micro: 0,
+        top_p_micro: MICRO,
+        top_k: 0,
+        min_p_micro: 0,
+        repetition_penalty_micro: MICRO,
+        frequency_penalty_micro: 0,
+        presence_penalty_micro: 0,
+        seed: 0,
+    };
+}
+
+fn one_micro() -> u32 {
+    MICRO
+}
+
+/// A constant that is added to one token's logit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogitBias {
+    /// Whose.
+    pub token: TokenId,
+    /// In millionths; within ±100_000_000.
+    pub bias_micro: i32,
 }
 
 /// One request. Its hash is what the provider signs; re-running it gives the same output tokens.
@@ -42,6 +77,9 @@ pub struct Job {
     pub max_tokens: u32,
     /// Choice of tokens.
     pub sampling: Sampling,
+    /// Added to logits before everything else; at most [`LOGIT_BIAS_MAX`], ascending by token, each token once.
+    #[serde(default)]
+    pub logit_bias: Vec<LogitBias>,
     /// The output ends before the first of these strings.
     #[serde(default)]
     pub stop: Vec<String>,
@@ -61,6 +99,8 @@ pub struct JobLimits {
     pub context_length: u32,
 }
 
+/// Most entries of `logit_bias` (OpenAI documents no bound, other servers 300 to 1024).
+pub const LOGIT_BIAS_MAX: usize = 1024;
 /// Most stop strings in a job (OpenAI allows 4).
 pub const STOP_COUNT_MAX: usize = 16;
 /// Longest stop string in bytes.
@@ -133,11 +173,42 @@ impl Job {
         if self.sampling.top_p_micro == 0 || self.sampling.top_p_micro > MICRO {
             return bad("top_p", "above 0, at most 1");
         }
+        if self.sampling.min_p_micro > MICRO {
+            return bad("min_p", "0 to 1");
+        }
+        if !(MICRO / 100..=100 * MICRO).contains(&self.sampling.repetition_penalty_micro) {
+            return bad("repetition_penalty", "0.01 to 100");
+        }
+        if self.sampling.frequency_penalty_micro.unsigned_abs() > 2 * MICRO {
+            return bad("frequency_penalty", "-2 to 2");
+        }
+        if self.sampling.presence_penalty_micro.unsigned_abs() > 2 * MICRO {
+            return bad("presence_penalty", "-2 to 2");
+        }
+        self.validate_bias(limits)?;
         if self.stop.len() > STOP_COUNT_MAX {
             return bad("stop", "at most 16 strings");
         }
         if self.stop.iter().any(|s| s.is_empty() || s.len() > STOP_LEN_MAX) {
             return bad("stop", "each string 1 to 256 bytes");
+        }
+        Ok(())
+    }
+
+    fn validate_bias(&self, limits: &JobLimits) -> Result<(), JobError> {
+        let bad = |reason| Err(JobError::BadField { field: "logit_bias", reason });
+        if self.logit_bias.len() > LOGIT_BIAS_MAX {
+            return bad("at most 1024 tokens");
+        }
+        // One order only: two requests that mean the same have the same hash.
+        if self.logit_bias.windows(2).any(|pair| matches!(pair, [a, b] if a.token >= b.token)) {
+            return bad("ascending by token, each token once");
+        }
+        if self.logit_bias.last().is_some_and(|last| last.token >= limits.vocab_size) {
+            return bad("a token id outside the vocabulary");
+        }
+        if self.logit_bias.iter().any(|entry| entry.bias_micro.unsigned_abs() > 100 * MICRO) {
+            return bad("each bias -100 to 100");
         }
         Ok(())
     }
@@ -153,7 +224,9 @@ impl Job {
     #[must_use]
     pub fn canonical_bytes(&self) -> Vec<u8> {
         let tokens = self.prompt.len() + self.prefix.len();
-        let mut out = Vec::with_capacity(160 + 4 * tokens + self.stop.iter().map(|s| s.len() + 4).sum::<usize>());
+        let mut out = Vec::with_capacity(
+            180 + 4 * tokens + 8 * self.logit_bias.len() + self.stop.iter().map(|s| s.len() + 4).sum::<usize>(),
+        );
         out.extend_from_slice(b"assay/job/1");
         out.extend_from_slice(self.model_id.0.as_slice());
         put_tokens(&mut out, &self.prompt);
@@ -162,7 +235,16 @@ impl Job {
         out.extend_from_slice(&self.sampling.temperature_micro.to_be_bytes());
         out.extend_from_slice(&self.sampling.top_p_micro.to_be_bytes());
         out.extend_from_slice(&self.sampling.top_k.to_be_bytes());
+        out.extend_from_slice(&self.sampling.min_p_micro.to_be_bytes());
+        out.extend_from_slice(&self.sampling.repetition_penalty_micro.to_be_bytes());
+        out.extend_from_slice(&self.sampling.frequency_penalty_micro.to_be_bytes());
+        out.extend_from_slice(&self.sampling.presence_penalty_micro.to_be_bytes());
         out.extend_from_slice(&self.sampling.seed.to_be_bytes());
+        put_count(&mut out, self.logit_bias.len());
+        for entry in &self.logit_bias {
+            out.extend_from_slice(&entry.token.to_be_bytes());
+            out.extend_from_slice(&entry.bias_micro.to_be_bytes());
+        }
         put_count(&mut out, self.stop.len());
         for stop in &self.stop {
             put_count(&mut out, stop.len());
@@ -212,7 +294,17 @@ mod tests {
             prompt: vec![1, 2, 3],
             prefix: vec![],
             max_tokens: 5,
-            sampling: Sampling { temperature_micro: 700_000, top_p_micro: 900_000, top_k: 40, seed: 7 },
+            sampling: Sampling {
+                temperature_micro: 700_000,
+                top_p_micro: 900_000,
+                top_k: 40,
+                min_p_micro: 50_000,
+                repetition_penalty_micro: 1_100_000,
+                frequency_penalty_micro: -300_000,
+                presence_penalty_micro: 400_000,
+                seed: 7,
+            },
+            logit_bias: vec![LogitBias { token: 2, bias_micro: -5_000_000 }, LogitBias { token: 5, bias_micro: 7 }],
             stop: vec!["\n\n".into()],
             ignore_eos: false,
             nonce: B256::repeat_byte(2),
@@ -224,7 +316,7 @@ mod tests {
     #[test]
     fn every_field_changes_the_hash() {
         let base = job();
-        let changes: [fn(&mut Job); 12] = [
+        let changes: [fn(&mut Job); 19] = [
             |j| j.model_id = ModelId(B256::repeat_byte(9)),
             |j| j.prompt[1] = 4,
             |j| j.prompt.push(0),
@@ -233,7 +325,14 @@ mod tests {
             |j| j.sampling.temperature_micro += 1,
             |j| j.sampling.top_p_micro += 1,
             |j| j.sampling.top_k += 1,
+            |j| j.sampling.min_p_micro += 1,
+            |j| j.sampling.repetition_penalty_micro += 1,
+            |j| j.sampling.frequency_penalty_micro += 1,
+            |j| j.sampling.presence_penalty_micro += 1,
             |j| j.sampling.seed += 1,
+            |j| j.logit_bias[0].token += 1,
+            |j| j.logit_bias[1].bias_micro = -7,
+            |j| j.logit_bias.truncate(1),
             |j| j.stop[0].push('x'),
             |j| j.ignore_eos = true,
             |j| j.nonce = B256::repeat_byte(3),
@@ -272,6 +371,16 @@ mod tests {
         check(|j| j.sampling.top_p_micro = 0, "top_p");
         check(|j| j.sampling.top_p_micro = MICRO + 1, "top_p");
         check(|j| j.sampling.temperature_micro = u32::MAX, "temperature");
+        check(|j| j.sampling.min_p_micro = MICRO + 1, "min_p");
+        check(|j| j.sampling.repetition_penalty_micro = 9_999, "repetition_penalty");
+        check(|j| j.sampling.repetition_penalty_micro = u32::MAX, "repetition_penalty");
+        check(|j| j.sampling.frequency_penalty_micro = i32::MIN, "frequency_penalty");
+        check(|j| j.sampling.presence_penalty_micro = 2_000_001, "presence_penalty");
+        check(|j| j.logit_bias.swap(0, 1), "ascending");
+        check(|j| j.logit_bias[1].token = 2, "ascending");
+        check(|j| j.logit_bias[1].token = 10, "vocabulary");
+        check(|j| j.logit_bias[1].bias_micro = i32::MIN, "-100 to 100");
+        check(|j| j.logit_bias = vec![LogitBias { token: 0, bias_micro: 0 }; 1025], "at most 1024");
         check(|j| j.stop = vec!["a".into(); 17], "stop");
         check(|j| j.stop = vec![String::new()], "stop");
     }
@@ -279,10 +388,10 @@ mod tests {
     #[test]
     fn golden_hash() {
         // Fixed by docs/PROTOCOL.md: a change here is a change of the wire format.
-        assert_eq!(job().canonical_bytes().len(), 11 + 32 + 16 + 4 + 4 + 12 + 8 + 4 + 6 + 1 + 32);
+        assert_eq!(job().canonical_bytes().len(), 11 + 32 + 16 + 4 + 4 + 28 + 8 + 20 + 4 + 6 + 1 + 32);
         assert_eq!(
             job().request_hash().to_string(),
-            "0x4d6c3f6fcaa61e6f3a3e9c340147dacba7b3dda6a45d5bc56c5e447f14c76812"
+            "0xe5fc00f722330613486ee1c3dd0b4bb02894d64217e4ce4ad232c12a08f21e79"
         );
     }
 }

@@ -20,7 +20,7 @@ pub use alloy_primitives::{Address, B256, keccak256};
 pub use amount::{Amount, Prices};
 pub use domain::SigningDomain;
 pub use ids::{ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, TokenId};
-pub use job::{Job, JobError, JobLimits, MICRO, Sampling};
+pub use job::{Job, JobError, JobLimits, LOGIT_BIAS_MAX, LogitBias, MICRO, Sampling};
 pub use manifest::{CANONICAL_PROFILE, Manifest};
 pub use offer::{ModelOffer, Offer, SignedOffer};
 pub use receipt::{Receipt, SignedReceipt, receipt_domain};

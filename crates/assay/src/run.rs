@@ -37,6 +37,12 @@ pub struct RunArgs {
     /// Choose among this many most likely tokens; 0 is all
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: u32,
+    /// Choose among tokens at least this many times as likely as the most likely one
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub min_p: f64,
+    /// Makes tokens of prompt and output less likely: 0.01 to 100; 1 changes nothing
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repetition_penalty: f64,
     /// Same seed, same text
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -183,8 +189,12 @@ fn job(args: &RunArgs, model: &Model) -> anyhow::Result<Job> {
             temperature_micro: micro("temperature", args.temperature, 100.0)?,
             top_p_micro: micro("top-p", args.top_p, 1.0)?,
             top_k: args.top_k,
+            min_p_micro: micro("min-p", args.min_p, 1.0)?,
+            repetition_penalty_micro: micro("repetition-penalty", args.repetition_penalty, 100.0)?,
             seed: args.seed,
+            ..Sampling::GREEDY
         },
+        logit_bias: Vec::new(),
         stop: Vec::new(),
         ignore_eos: false,
     })

@@ -35,6 +35,11 @@ fn plain_request_has_the_documented_defaults() {
             temperature_micro: 1_000_000,
             top_p_micro: 1_000_000,
             top_k: 0,
+            min_p_micro: 0,
+            repetition_penalty_micro: 1_000_000,
+            frequency_penalty_micro: 0,
+            presence_penalty_micro: 0,
+            logit_bias: vec![],
             ignore_eos: false,
             only: vec![],
             ignore: vec![],
@@ -72,6 +77,14 @@ fn understood_fields_arrive() {
     check(json!({"top_p": 0}), |o| o.top_p_micro == 1);
     check(json!({"top_k": 40}), |o| o.top_k == 40);
     check(json!({"top_k": -1}), |o| o.top_k == 0);
+    check(json!({"min_p": 0.05}), |o| o.min_p_micro == 50_000);
+    check(json!({"repetition_penalty": 1.1}), |o| o.repetition_penalty_micro == 1_100_000);
+    check(json!({"frequency_penalty": -2}), |o| o.frequency_penalty_micro == -2_000_000);
+    check(json!({"presence_penalty": 0.000_000_5}), |o| o.presence_penalty_micro == 1);
+    check(json!({"logit_bias": {"50256": -100, "7": 0.5}}), |o| {
+        let pairs: Vec<_> = o.logit_bias.iter().map(|b| (b.token, b.bias_micro)).collect();
+        pairs == [(7, 500_000), (50_256, -100_000_000)]
+    });
     check(json!({"ignore_eos": true}), |o| o.ignore_eos);
     let id = "0x00000000000000000000000000000000000000AA";
     check(json!({"provider": {"only": [id]}}), |o| o.only.len() == 1 && o.only[0].0[19] == 0xaa && o.ignore.is_empty());
@@ -210,6 +223,18 @@ fn bad_fields_are_named() {
     check(json!({"top_p": 1.01}), "top_p", "from 0 to 1");
     check(json!({"top_k": -2}), "top_k", "got -2");
     check(json!({"top_k": 1.5}), "top_k", "got 1.5");
+    check(json!({"min_p": 1.5}), "min_p", "from 0 to 1, got 1.5");
+    check(json!({"repetition_penalty": 0}), "repetition_penalty", "from 0.01 to 100, got 0");
+    check(json!({"frequency_penalty": 2.5}), "frequency_penalty", "from -2 to 2, got 2.5");
+    check(json!({"presence_penalty": "1"}), "presence_penalty", "got a string");
+    check(json!({"logit_bias": [1]}), "logit_bias", "an object, got an array");
+    check(json!({"logit_bias": {"x": 1}}), "logit_bias.x", "a token id as the key");
+    check(json!({"logit_bias": {"-1": 1}}), "logit_bias.-1", "a token id as the key");
+    check(json!({"logit_bias": {"1": 101}}), "logit_bias.1", "from -100 to 100, got 101");
+    check(json!({"logit_bias": {"1": "a"}}), "logit_bias.1", "got a string");
+    check(json!({"logit_bias": {"1": 1, "01": 1}}), "logit_bias", "twice");
+    let many: serde_json::Map<String, Value> = (0..1025).map(|i| (i.to_string(), json!(1))).collect();
+    check(json!({"logit_bias": many}), "logit_bias", "more than 1024 fields");
     check(json!({"ignore_eos": 1}), "ignore_eos", "true or false");
     check(json!({"provider": "x"}), "provider", "an object, got a string");
     check(json!({"provider": {"only": "x"}}), "provider.only", "an array of provider ids");
@@ -258,9 +283,6 @@ fn fields_that_would_change_the_answer_are_refused() {
     check(json!({"logprobs": 5}), "logprobs");
     check(json!({"top_logprobs": 5}), "top_logprobs");
     check(json!({"response_format": {"type": "json_object"}}), "response_format");
-    check(json!({"logit_bias": {"5": 1}}), "logit_bias");
-    check(json!({"presence_penalty": 0.5}), "presence_penalty");
-    check(json!({"frequency_penalty": -0.5}), "frequency_penalty");
     check(json!({"echo": true}), "echo");
     check(json!({"suffix": "x"}), "suffix");
     check(json!({"modalities": ["audio"]}), "modalities");

@@ -1,12 +1,14 @@
 //! Replay accepts what the engine produced and names the first thing that it did not.
 
 use assay_engine::{Replay, ReplayError, Runner, replay};
-use assay_types::{Finish, Job, JobError};
+use assay_types::{Finish, Job, JobError, LogitBias};
 
-use crate::support::{BF16, F16, FAMILIES, Outcome, Q4_K_M, Q5_K, Q8, VOCAB, greedy, job, letter, run_alone};
+use crate::support::{
+    BF16, F16, FAMILIES, Outcome, Q4_K_M, Q5_K, Q8, VOCAB, greedy, job, letter, penalized, run_alone,
+};
 
 fn jobs() -> Vec<Job> {
-    vec![job(30, 40, 1), greedy(job(300, 30, 2)), job(1, 1, 3), job(250, 12, 4)]
+    vec![job(30, 40, 1), greedy(job(300, 30, 2)), job(1, 1, 3), job(250, 12, 4), penalized(job(40, 30, 5))]
 }
 
 #[test]
@@ -54,11 +56,16 @@ fn another_request_gives_another_output() {
     let mut runner = Runner::new(1);
     let job = job(30, 40, 1);
     let honest = run_alone(&model, &job).tokens;
-    let changes: [fn(&mut Job); 4] = [
+    let changes: [fn(&mut Job); 9] = [
         |job| job.sampling.seed += 1,
         |job| job.prompt[0] = letter(job.prompt[0]),
         |job| job.sampling.temperature_micro = 2_000_000,
         |job| job.prefix = vec![letter(0)],
+        |job| job.sampling.min_p_micro = 900_000,
+        |job| job.sampling.repetition_penalty_micro = 3_000_000,
+        |job| job.sampling.frequency_penalty_micro = 2_000_000,
+        |job| job.sampling.presence_penalty_micro = 2_000_000,
+        |job| job.logit_bias = vec![LogitBias { token: letter(3), bias_micro: 100_000_000 }],
     ];
     for change in changes {
         let mut other = Job { max_tokens: 60, ..job.clone() };
@@ -114,4 +121,22 @@ fn a_job_that_does_not_fit_is_an_error() {
     let ended = Job { prefix: vec![crate::support::EOS], ignore_eos: false, ..job(5, 5, 1) };
     let got = replay(&model, &mut runner, &ended, &[letter(0)], Finish::Open);
     assert_eq!(got, Err(ReplayError::PrefixComplete { finish: Finish::Stop }));
+}
+
+#[test]
+fn bias_forbids_and_forces_and_penalties_end_repetition() {
+    let model = Q8.model();
+    let plain = greedy(job(30, 40, 1));
+    let first = run_alone(&model, &plain).tokens[0];
+    let biased = |bias_micro| Job { logit_bias: vec![LogitBias { token: first, bias_micro }], ..plain.clone() };
+    assert!(!run_alone(&model, &biased(-100_000_000)).tokens.contains(&first));
+    assert_eq!(run_alone(&model, &biased(100_000_000)).tokens, [first; 40]);
+    // Every token loses more for each use than its bias gives, so the forced token gives way.
+    let mut penalized = biased(100_000_000);
+    penalized.logit_bias.push(LogitBias { token: first + 1, bias_micro: 99_000_000 });
+    penalized.sampling.frequency_penalty_micro = 2_000_000;
+    let tokens = run_alone(&model, &penalized).tokens;
+    let count = |token| tokens.iter().filter(|t| **t == token).count();
+    assert_eq!(count(first) + count(first + 1), 40, "{tokens:?}");
+    assert!(count(first).abs_diff(count(first + 1)) <= 20 && count(first + 1) > 0, "{tokens:?}");
 }

@@ -10,7 +10,7 @@ use assay_engine::{
     TokenSink,
 };
 use assay_gguf::{Array, GgmlType, Gguf, StrArray, Value, quant, write::GgufWriter};
-use assay_types::{B256, Finish, Job, MICRO, ModelId, Sampling};
+use assay_types::{B256, Finish, Job, LogitBias, ModelId, Sampling};
 
 /// Shape of a tiny model.
 #[derive(Clone, Copy, Debug)]
@@ -320,15 +320,30 @@ pub fn job(n_prompt: usize, max_tokens: u32, seed: u64) -> Job {
         prompt: (0..n_prompt).map(|_| letter(random.next() as u32 % 26)).collect(),
         prefix: Vec::new(),
         max_tokens,
-        sampling: Sampling { temperature_micro: 900_000, top_p_micro: 950_000, top_k: 50, seed },
+        sampling: Sampling { temperature_micro: 900_000, top_p_micro: 950_000, top_k: 50, seed, ..Sampling::GREEDY },
+        logit_bias: Vec::new(),
         stop: Vec::new(),
         ignore_eos: true,
         nonce: B256::ZERO,
     }
 }
 
+/// Every parameter that depends on what came before, and a bias on some letters.
+pub fn penalized(job: Job) -> Job {
+    let sampling = Sampling {
+        min_p_micro: 10_000,
+        repetition_penalty_micro: 1_200_000,
+        frequency_penalty_micro: 400_000,
+        presence_penalty_micro: -300_000,
+        ..job.sampling
+    };
+    let logit_bias =
+        [(2, 3_500_000), (7, -2_000_000)].map(|(n, bias_micro)| LogitBias { token: letter(n), bias_micro });
+    Job { sampling, logit_bias: logit_bias.into(), ..job }
+}
+
 pub fn greedy(job: Job) -> Job {
-    Job { sampling: Sampling { temperature_micro: 0, top_p_micro: MICRO, top_k: 0, seed: 0 }, ..job }
+    Job { sampling: Sampling::GREEDY, ..job }
 }
 
 pub fn options() -> EngineOptions {

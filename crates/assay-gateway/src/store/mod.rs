@@ -386,6 +386,7 @@ mod tests {
                 prefix: vec![],
                 max_tokens: 1,
                 sampling: Sampling::GREEDY,
+                logit_bias: vec![],
                 stop: vec![],
                 ignore_eos: false,
                 nonce: B256::ZERO,
