@@ -1,6 +1,6 @@
 //! Speed of the kernels of every instruction set on this machine, next to the bandwidth of its memory.
 //!
-//! `cargo run --release -p assay-num --example kernel_speed -- [threads [format]]`; a format alone: only its products.
+//! `cargo run --release -p assay-num --example kernel_speed -- [threads [format [tokens]]]`: with a format, only its products.
 //!
 //! Each figure is the best of several short runs, because other work on the machine only ever makes a
 //! run slower. With one thread, time is the CPU time of the thread where Linux tells it; else the wall clock. Outputs are compared between instruction sets: a fast wrong answer is no result.
@@ -129,7 +129,8 @@ fn products(team: &Team, name: &str, matrices: &[Matrix], batches: &[usize], rng
     let most = batches.iter().fold(1, |a, &b| a.max(b));
     let x: Vec<f32> = (0..most * K).map(|_| rng.float() * 4.0).collect();
     let kind = matrices[0].act_kind();
-    for &m in batches {
+    let only = std::env::args().nth(3).and_then(|m| m.parse().ok());
+    for &m in batches.iter().filter(|m| only.is_none_or(|only: usize| only == **m)) {
         let mut first: Option<Vec<f32>> = None;
         for kernels in all_kernels() {
             // The definition takes minutes on the large batches.

@@ -11,6 +11,16 @@ pub(crate) fn at16<T>(values: &[T], from: usize) -> &[T; 16] {
     values[from..].first_chunk().expect("16 elements are left")
 }
 
+/// Registers of positions for the last scores of a chunk, where there are no `np` left.
+pub(crate) const fn fewer(np: usize) -> usize {
+    if np < 4 { 1 } else { np / 4 }
+}
+
+/// Registers of dimensions that a tile of values adds up: as many as the scores have positions, at most 4.
+pub(crate) const fn dimensions(np: usize) -> usize {
+    if np < 4 { np } else { 4 }
+}
+
 macro_rules! float_kernels {
     ($features:literal, attend: $tiles:tt, dot: $dots:tt) => {
         use std::ops::Range;
@@ -23,7 +33,7 @@ macro_rules! float_kernels {
         use crate::scalar::{
             self, EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LANES, LN2_HIGH, LN2_LOW, LOG2_E, TAIL_POLY, TAIL_SCALE,
         };
-        use crate::float_kernels::at16;
+        use crate::float_kernels::{at16, dimensions, fewer};
 
         /// [`scalar::exp`] of each lane.
         #[inline]
@@ -292,7 +302,7 @@ macro_rules! float_kernels {
                                 let n = n_keys[i + j];
                                 (scoring.first_key(n).saturating_sub(before), (n - before).min(KV_CHUNK))
                             });
-                            attend_tile::<$nq, $np>(i, valid, q, chunk, first, scoring, scratch, out);
+                            attend_tile::<$nq, $np, { fewer($np) }, { dimensions($np) }>(i, valid, q, chunk, first, scoring, scratch, out);
                             i += $nq;
                             continue;
                         }
@@ -307,7 +317,7 @@ macro_rules! float_kernels {
         /// One chunk for queries `i..i + NQ`, of whose positions query j sees those from `valid[j].0` to `valid[j].1`.
         #[target_feature(enable = $features)]
         #[expect(clippy::too_many_arguments, reason = "one register tile; a struct would only rename them")]
-        fn attend_tile<const NQ: usize, const NP: usize>(
+        fn attend_tile<const NQ: usize, const NP: usize, const FEW: usize, const ND: usize>(
             i: usize,
             valid: [(usize, usize); NQ],
             q: &[f32],
@@ -323,17 +333,24 @@ macro_rules! float_kernels {
             let from_min = valid.iter().fold(KV_CHUNK, |a, b| a.min(b.0));
             let n_max = valid.iter().fold(0, |a, b| a.max(b.1));
             let scores = &mut scratch.scores[..NQ * KV_CHUNK];
-            // Positions before the first group that a query sees need no score.
-            let step = NP * LANES;
-            for p in (from_min - from_min % step..n_max).step_by(step) {
-                score_tile::<NQ, NP>(q, chunk.k, p, scoring.scale, scores);
+            // Positions before the first group that a query sees need no score, nor those after the last.
+            let (mut p, end) = (from_min - from_min % LANES, n_max.next_multiple_of(LANES));
+            while p < end {
+                let left = (end - p) / LANES;
+                p += if left >= NP {
+                    score_tile::<NQ, NP>(q, chunk.k, p, scoring.scale, scores)
+                } else if left >= FEW {
+                    score_tile::<NQ, FEW>(q, chunk.k, p, scoring.scale, scores)
+                } else {
+                    score_tile::<NQ, 1>(q, chunk.k, p, scoring.scale, scores)
+                };
             }
             let mut state = [(0.0, 0.0); NQ];
             for (j, scores) in scores.chunks_exact_mut(KV_CHUNK).enumerate() {
                 state[j] = softmax(scores, valid[j], scoring.softcap);
             }
             let values = if first { &mut *out } else { &mut scratch.out[..NQ * head_dim] };
-            weigh_values::<NQ>(scores, &valid, chunk.v, values);
+            weigh_values::<NQ, ND>(scores, &valid, chunk.v, values);
             for j in 0..NQ {
                 scratch.state[i + j] = if first {
                     state[j]
@@ -344,10 +361,11 @@ macro_rules! float_kernels {
             }
         }
 
-        /// Scores of NQ queries at positions `p..p + 16 * NP`; those beyond the valid ones are computed and ignored.
+        /// Scores of NQ queries at positions `p..p + 16 * NP`; returns how many these are. Those beyond the valid ones are computed
+        /// and ignored.
         #[inline]
         #[target_feature(enable = $features)]
-        fn score_tile<const NQ: usize, const NP: usize>(q: &[f32], k: &[u16], p: usize, scale: f32, scores: &mut [f32]) {
+        fn score_tile<const NQ: usize, const NP: usize>(q: &[f32], k: &[u16], p: usize, scale: f32, scores: &mut [f32]) -> usize {
             let head_dim = q.len() / NQ;
             let mut sums = [[zero(); NP]; NQ];
             for (d, k) in k.chunks_exact(KV_CHUNK).take(head_dim).enumerate() {
@@ -369,6 +387,7 @@ macro_rules! float_kernels {
                     store(mul(sums[j][b], splat(scale)), &mut scores[b]);
                 }
             }
+            NP * LANES
         }
 
         /// Turns the scores at `from..n` into weights `exp(s - m)`; returns m and the sum of the weights.
@@ -402,12 +421,12 @@ macro_rules! float_kernels {
         /// `out[j][d] = fma chain over p ascending of weight[j][p] * v[p][d]`, p from `valid[j].0` to `valid[j].1`.
         #[inline]
         #[target_feature(enable = $features)]
-        fn weigh_values<const NQ: usize>(weights: &[f32], valid: &[(usize, usize); NQ], v: &[u16], out: &mut [f32]) {
+        fn weigh_values<const NQ: usize, const ND: usize>(weights: &[f32], valid: &[(usize, usize); NQ], v: &[u16], out: &mut [f32]) {
             let head_dim = out.len() / NQ;
             let mut d = 0;
-            while d + 4 * LANES <= head_dim {
-                value_tile::<NQ, 4>(weights, valid, v, d, out);
-                d += 4 * LANES;
+            while d + ND * LANES <= head_dim {
+                value_tile::<NQ, ND>(weights, valid, v, d, out);
+                d += ND * LANES;
             }
             while d + LANES <= head_dim {
                 value_tile::<NQ, 1>(weights, valid, v, d, out);

@@ -20,9 +20,15 @@ const AHEAD: usize = 9472;
 
 /// Asks memory for what lies [`AHEAD`] of `line`.
 #[inline(always)]
-#[expect(unsafe_code, reason = "prefetch")]
 fn ask<T>(line: &T) {
-    let address = std::ptr::from_ref(line).wrapping_byte_add(AHEAD);
+    ask_for_one_of::<1, T>(line);
+}
+
+/// As [`ask`] where `STREAMS` pieces of memory are read at the same time: as much is under way in all of them together.
+#[inline(always)]
+#[expect(unsafe_code, reason = "prefetch")]
+fn ask_for_one_of<const STREAMS: usize, T>(line: &T) {
+    let address = std::ptr::from_ref(line).wrapping_byte_add(AHEAD / STREAMS);
     // SAFETY: a prefetch of any address never faults and changes no memory; every x86-64 CPU has it.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
 }

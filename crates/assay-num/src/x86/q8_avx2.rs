@@ -9,7 +9,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2::{load8, load8_f16, store8};
+use super::ask;
+use super::avx2::{keep, load8, load8_f16, store8};
 use crate::acts::ActBlock;
 use crate::matmul::Columns;
 use crate::matrix::{GROUP, Q8Weights, WeightBlock};
@@ -26,26 +27,16 @@ macro_rules! groups {
             let m = x.len() / w.n_blocks;
             let mut t = 0;
             while t < m {
-                macro_rules! tokens {
-                    ($t:literal) => {{
-                        for g in groups.clone() {
-                            $tile::<0, $t>(w, g, x, t, out);
-                            $tile::<1, $t>(w, g, x, t, out);
-                        }
-                        t += $t;
-                    }};
-                }
-                match m - t {
-                    1 => {
-                        for g in groups.clone() {
-                            $single(w, g, x, t, out);
-                        }
-                        t += 1;
+                let n = (m - t).min(4);
+                for g in groups.clone() {
+                    match n {
+                        1 => $single(w, g, x, t, out),
+                        2 => $tile::<2>(w, g, x, t, out),
+                        3 => $tile::<3>(w, g, x, t, out),
+                        _ => $tile::<4>(w, g, x, t, out),
                     }
-                    2 => tokens!(2),
-                    3 => tokens!(3),
-                    _ => tokens!(4),
                 }
+                t += n;
             }
         }
     };
@@ -54,10 +45,18 @@ macro_rules! groups {
 groups!(q8_groups, "avx2,fma,f16c", single, tile, "Groups `groups` times all tokens of `x: [m, n_blocks]`.");
 groups!(q8_groups_vnni, "avx2,avxvnni,fma,f16c", single_vnni, tile_vnni, "As [`q8_groups`], with `vpdpbusd`.");
 
+/// Group `g` times tokens `t..t + T`, one half after the other: both at once need more registers than there are.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile<const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Columns<'_>) {
+    half_tile::<0, T>(w, g, x, t, out);
+    half_tile::<1, T>(w, g, x, t, out);
+}
+
 /// Half H of group `g` times tokens `t..t + T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile<const H: usize, const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Columns<'_>) {
+fn half_tile<const H: usize, const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Columns<'_>) {
     let n = w.n_blocks;
     let (q, d) = w.group(g);
     let (q, d) = (&q[..n], &d[..n]);
@@ -72,7 +71,7 @@ fn tile<const H: usize, const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock],
             for i in 0..T {
                 let signed = _mm256_sign_epi8(four(&x[i][b], line), weights);
                 let pairs = _mm256_maddubs_epi16(magnitudes, signed);
-                isum[i] = _mm256_add_epi32(isum[i], _mm256_madd_epi16(pairs, ones));
+                isum[i] = keep(_mm256_add_epi32(isum[i], _mm256_madd_epi16(pairs, ones)));
             }
         }
         let dw = load8_f16(half::<H, _>(&d[b]));
@@ -90,9 +89,7 @@ fn tile<const H: usize, const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock],
 #[target_feature(enable = "avx2,fma,f16c")]
 fn single(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Columns<'_>) {
     if w.has_min {
-        tile::<0, 1>(w, g, x, t, out);
-        tile::<1, 1>(w, g, x, t, out);
-        return;
+        return tile::<1>(w, g, x, t, out);
     }
     let n = w.n_blocks;
     let (q, d) = w.group(g);
@@ -101,7 +98,9 @@ fn single(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Columns<'
     for ((q, d), x) in q.iter().zip(d).zip(&x[t * n..(t + 1) * n]) {
         // Two sums per half: the chain of additions would otherwise be longer than the loads take.
         let mut isum = [[_mm256_setzero_si256(); 2]; 2];
+        ask(d);
         for line in 0..8 {
+            ask(&q.0[line]);
             let x = four(x, line);
             let magnitudes = _mm256_abs_epi8(x);
             let halves = [half_line::<0>(q, line), half_line::<1>(q, line)];
@@ -118,33 +117,40 @@ fn single(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Columns<'
     write::<1>(acc[1], g, t, out);
 }
 
-/// As [`tile`]; the offset of 128 in the weights is taken off as in the AVX-512 kernel.
+/// Group `g` times tokens `t..t + T`, both halves at once, so that activations are loaded half as often (a load is
+/// what limits it). The offset of 128 in the weights is taken off as in the AVX-512 kernel.
 #[inline]
 #[target_feature(enable = "avx2,avxvnni,fma,f16c")]
-fn tile_vnni<const H: usize, const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Columns<'_>) {
+fn tile_vnni<const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Columns<'_>) {
     let n = w.n_blocks;
     let (q, d) = w.group(g);
     let (q, d) = (&q[..n], &d[..n]);
     let x: [&[ActBlock]; T] = std::array::from_fn(|i| &x[(t + i) * n..(t + i + 1) * n]);
-    let mut acc = [_mm256_setzero_ps(); T];
+    let mut acc = [[_mm256_setzero_ps(); 2]; T];
     for b in 0..n {
-        let mut isum = [_mm256_setzero_si256(); T];
+        let mut isum = [[_mm256_setzero_si256(); 2]; T];
         for i in 0..T {
-            isum[i] = _mm256_set1_epi32(x[i][b].offset);
+            isum[i] = [_mm256_set1_epi32(x[i][b].offset); 2];
         }
         for line in 0..8 {
-            let weights = half_line::<H>(&q[b], line);
+            let weights = [half_line::<0>(&q[b], line), half_line::<1>(&q[b], line)];
             for i in 0..T {
-                isum[i] = _mm256_dpbusd_avx_epi32(isum[i], weights, four(&x[i][b], line));
+                let x = four(&x[i][b], line);
+                for h in 0..2 {
+                    isum[i][h] = _mm256_dpbusd_avx_epi32(isum[i][h], weights[h], x);
+                }
             }
         }
-        let dw = load8_f16(half::<H, _>(&d[b]));
+        let dw = [load8_f16(half::<0, _>(&d[b])), load8_f16(half::<1, _>(&d[b]))];
         for i in 0..T {
-            acc[i] = step(isum[i], dw, x[i][b].d, acc[i]);
+            for h in 0..2 {
+                acc[i][h] = step(isum[i][h], dw[h], x[i][b].d, acc[i][h]);
+            }
         }
     }
     for i in 0..T {
-        write::<H>(acc[i], g, t + i, out);
+        write::<0>(acc[i][0], g, t + i, out);
+        write::<1>(acc[i][1], g, t + i, out);
     }
 }
 
@@ -156,7 +162,9 @@ fn single_vnni(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Colu
     let mut acc = [_mm256_setzero_ps(); 2];
     for ((q, d), x) in q.iter().zip(d).zip(&x[t * n..(t + 1) * n]) {
         let mut isum = [_mm256_set1_epi32(x.offset); 2];
+        ask(d);
         for line in 0..8 {
+            ask(&q.0[line]);
             let x = four(x, line);
             isum[0] = _mm256_dpbusd_avx_epi32(isum[0], half_line::<0>(q, line), x);
             isum[1] = _mm256_dpbusd_avx_epi32(isum[1], half_line::<1>(q, line), x);

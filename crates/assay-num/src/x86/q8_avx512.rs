@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::ask;
+use super::ask_for_one_of;
 use super::avx512::{load, load_f16, store};
 use crate::acts::ActBlock;
 use crate::matmul::{Columns, GROUPS};
@@ -44,19 +44,30 @@ fn tokens<const G: usize, const T: usize>(
 ) -> usize {
     let mut g = groups.start;
     while g + G <= groups.end {
-        tile::<G, T>(w, g, x, t, out);
+        if t == 0 {
+            tile::<G, T, true>(w, g, x, t, out);
+        } else {
+            tile::<G, T, false>(w, g, x, t, out);
+        }
         g += G;
     }
     for g in g..groups.end {
-        tile::<1, T>(w, g, x, t, out);
+        tile::<1, T, true>(w, g, x, t, out);
     }
     T
 }
 
-/// Groups `g..g + G` times tokens `t..t + T`: [`crate::scalar::q8_dot`] in each of the 16 lanes.
+/// Groups `g..g + G` times tokens `t..t + T`: [`crate::scalar::q8_dot`] in each of the 16 lanes. The first tokens find the
+/// weights in memory, the others in the L2 cache.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
-fn tile<const G: usize, const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock], t: usize, out: &mut Columns<'_>) {
+fn tile<const G: usize, const T: usize, const FIRST: bool>(
+    w: &Q8Weights,
+    g: usize,
+    x: &[ActBlock],
+    t: usize,
+    out: &mut Columns<'_>,
+) {
     let n = w.n_blocks;
     let groups: [_; G] = std::array::from_fn(|i| w.group(g + i));
     let q = groups.map(|(q, _)| &q[..n]);
@@ -74,8 +85,8 @@ fn tile<const G: usize, const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock],
         for line in 0..8 {
             let mut weights = [_mm512_setzero_si512(); G];
             for j in 0..G {
-                if T == 1 {
-                    ask(&q[j][b].0[line]);
+                if FIRST {
+                    ask_for_one_of::<G, _>(&q[j][b].0[line]);
                 }
                 weights[j] = load_bytes(&q[j][b].0[line]);
             }
@@ -87,8 +98,8 @@ fn tile<const G: usize, const T: usize>(w: &Q8Weights, g: usize, x: &[ActBlock],
             }
         }
         for j in 0..G {
-            if T == 1 && b % 2 == 0 {
-                ask(&d[j][b]);
+            if FIRST && b % 2 == 0 {
+                ask_for_one_of::<G, _>(&d[j][b]);
             }
             let dw = load_f16(&d[j][b]);
             for i in 0..T {
