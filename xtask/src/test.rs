@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test, in the order in which a failure is cheapest to find.
 
 use crate::shell::{self, root, target_dir};
-use crate::{arm, tidy};
+use crate::{arm, fuzz, tidy};
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,9 +14,14 @@ const STEPS: &[(&str, Step)] = &[
     ("rust", rust),
     ("arm", arm::run),
     ("tokenizers", tokenizers),
+    ("files", files),
+    ("fuzz", fuzz),
     ("contracts", contracts),
     ("clients", clients),
 ];
+
+/// How long each fuzz target runs.
+const FUZZ_SECONDS: u64 = 20;
 
 /// Runs the named steps, or all of them; `--without STEP` leaves one out.
 pub fn run(words: &[&str]) -> anyhow::Result<()> {
@@ -68,6 +73,19 @@ fn tokenizers() -> anyhow::Result<()> {
     let vocabularies = target_dir().join("vocabularies");
     shell::run(Command::new(python(&dir)?).arg(dir.join("vocabularies.py")).arg(&vocabularies))?;
     shell::run(example("assay-gguf", "vocabularies").arg(&vocabularies))
+}
+
+/// The GGUF parser, writer and decoders against the PyPI package `gguf`.
+fn files() -> anyhow::Result<()> {
+    let dir = root().join("tests/peers");
+    let python = python(&dir)?;
+    cargo(&["build", "--release", "--locked", "--quiet", "--package", "assay-gguf", "--example", "files"])?;
+    shell::run(Command::new(python).arg(dir.join("gguf_files.py")).arg(target_dir().join("release/examples/files")))
+}
+
+/// Every fuzz target for a while: a regression that a mutation of a seed finds is found here.
+fn fuzz() -> anyhow::Result<()> {
+    fuzz::run(&[], fuzz::Bound::Seconds(FUZZ_SECONDS))
 }
 
 /// An example program of `package`, built for release.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use assay_gguf::{
     ChatTemplate, GgmlType, Gguf, GgufError, RopeError, RopeTables, TemplateError, TensorInfo, Tokenizer,
-    TokenizerError, rope_tables,
+    TokenizerError, rope_tables, shown,
 };
 use assay_num::{Matrix, MatrixError, f16};
 
@@ -375,7 +375,7 @@ impl<'a> Loader<'a> {
     /// Fails if the file has a tensor nobody took.
     fn finish(&self, config: &ModelConfig) -> Result<(), LoadError> {
         match self.gguf.tensors().iter().find(|tensor| !self.taken.contains(tensor.name.as_str())) {
-            Some(tensor) => Err(LoadError::UnknownTensor { family: config.family.name(), name: tensor.name.clone() }),
+            Some(tensor) => Err(LoadError::UnknownTensor { family: config.family.name(), name: shown(&tensor.name) }),
             None => Ok(()),
         }
     }
