@@ -10,7 +10,7 @@ use assay_num::{Isa, Kernels};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::load::load;
+use crate::load::{CacheArgs, load};
 use crate::print;
 
 /// Arguments of `assay bench`.
@@ -44,6 +44,8 @@ pub struct BenchArgs {
     /// JSON; the other options are the defaults, --reps is not used
     #[arg(long)]
     pub turns: bool,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// Prompt tokens per step.
@@ -83,7 +85,7 @@ enum Measure {
 /// A model that does not load, a workload that does not fit it, or repetitions that computed different logits.
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     ensure!((1..=1000).contains(&args.reps), "--reps is {}, allowed is 1 to 1000", args.reps);
-    let model = load(&args.model, args.isa)?;
+    let model = load(&args.model, args.isa, &args.cache)?;
     if args.turns {
         return take_turns(&args, &model);
     }
