@@ -1,6 +1,5 @@
 //! End to end: the binary as a user runs it.
 
 mod cli;
-mod machine;
 mod network;
 mod support;
