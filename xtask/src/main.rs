@@ -4,15 +4,19 @@
 
 mod arm;
 mod bench;
+mod fuzz;
 mod shell;
 mod test;
 mod tidy;
 
 const HELP: &str = "cargo xtask COMMAND
 
-  test [STEP ...]   every test: tidy, rust, arm, tokenizers, contracts, embeddings, clients (all without STEP);
-                    --without STEP leaves one out
+  test [STEP ...]   every test: tidy, rust, arm, tokenizers, files, fuzz, contracts, clients (all
+                    without STEP); --without STEP leaves one out
   tidy              the rules of docs/ARCHITECTURE.md that a program can check
+  fuzz [TARGET ...] [--runs N | --seconds N]
+                    what strangers write, mutated: gguf, tokenizer, template, model, wire, request (all of them
+                    without TARGET, a minute each without a bound)
   bench [NAME ...]  measurements against peers, interleaved: engine, gateway (both without NAME);
                     results go to bench/record/; options after one NAME are those of its script (--help)
 ";
@@ -23,6 +27,7 @@ fn main() -> anyhow::Result<()> {
     match words.as_slice() {
         ["test", steps @ ..] => test::run(steps),
         ["tidy"] => tidy::run(),
+        ["fuzz", words @ ..] => fuzz::command(words),
         ["bench", args @ ..] => bench::run(args),
         ["help" | "--help" | "-h"] | [] => {
             print!("{HELP}");

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test, in the order in which a failure is cheapest to find.
 
 use crate::shell::{self, root, target_dir};
-use crate::{arm, tidy};
+use crate::{arm, fuzz, tidy};
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,10 +14,14 @@ const STEPS: &[(&str, Step)] = &[
     ("rust", rust),
     ("arm", arm::run),
     ("tokenizers", tokenizers),
+    ("files", files),
+    ("fuzz", fuzz),
     ("contracts", contracts),
-    ("embeddings", embeddings),
     ("clients", clients),
 ];
+
+/// How long each fuzz target runs.
+const FUZZ_SECONDS: u64 = 20;
 
 /// Runs the named steps, or all of them; `--without STEP` leaves one out.
 pub fn run(words: &[&str]) -> anyhow::Result<()> {
@@ -71,6 +75,19 @@ fn tokenizers() -> anyhow::Result<()> {
     shell::run(example("assay-gguf", "vocabularies").arg(&vocabularies))
 }
 
+/// The GGUF parser, writer and decoders against the PyPI package `gguf`.
+fn files() -> anyhow::Result<()> {
+    let dir = root().join("tests/peers");
+    let python = python(&dir)?;
+    cargo(&["build", "--release", "--locked", "--quiet", "--package", "assay-gguf", "--example", "files"])?;
+    shell::run(Command::new(python).arg(dir.join("gguf_files.py")).arg(target_dir().join("release/examples/files")))
+}
+
+/// Every fuzz target for a while: a regression that a mutation of a seed finds is found here.
+fn fuzz() -> anyhow::Result<()> {
+    fuzz::run(&[], fuzz::Bound::Seconds(FUZZ_SECONDS))
+}
+
 /// An example program of `package`, built for release.
 fn example(package: &str, name: &str) -> Command {
     let mut command = Command::new("cargo");
@@ -85,15 +102,6 @@ fn contracts() -> anyhow::Result<()> {
     npm_ci(&dir)?;
     shell::run(Command::new("npm").args(["run", "--silent", "test"]).current_dir(&dir))?;
     shell::run(Command::new("npm").args(["run", "--silent", "check"]).current_dir(&dir))
-}
-
-/// A published encoder, as its PyPI package brings it, against what that package computes.
-fn embeddings() -> anyhow::Result<()> {
-    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
-    let dir = root().join("tests/embeddings");
-    // The package's dependencies are gigabytes of another engine, which its weights do not need.
-    let python = python_with(&dir, &["--no-deps"])?;
-    shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))
 }
 
 /// Stock OpenAI clients in Python and JavaScript against a running network.
@@ -123,10 +131,6 @@ fn npm_ci(dir: &Path) -> anyhow::Result<()> {
 
 /// A virtual environment under the target folder with the pinned packages of `dir`; its interpreter.
 pub fn python(dir: &Path) -> anyhow::Result<PathBuf> {
-    python_with(dir, &[])
-}
-
-fn python_with(dir: &Path, options: &[&str]) -> anyhow::Result<PathBuf> {
     let requirements = dir.join("requirements.txt");
     let wanted = std::fs::read_to_string(&requirements).with_context(|| requirements.display().to_string())?;
     let name = dir.file_name().context("a folder has a name")?;
@@ -140,9 +144,7 @@ fn python_with(dir: &Path, options: &[&str]) -> anyhow::Result<PathBuf> {
         .context("the tests against peers need python3 with venv (Debian: apt-get install python3-venv)")?;
     shell::run(
         Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-            .args(options)
-            .arg("--requirement")
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
             .arg(&requirements),
     )?;
     std::fs::write(&stamp, wanted).with_context(|| stamp.display().to_string())?;

@@ -14,7 +14,8 @@ use std::sync::atomic::Ordering;
 
 use crate::drive::Driver;
 use crate::engine::Inbox;
-use crate::scheduler::{Ready, Work};
+use crate::prefix::Payer;
+use crate::scheduler::{self, Ready, Work};
 use crate::sequence::{Pending, Sequence, promise};
 
 /// Rounds of the engine after which a job whose consumer is behind may lose its memory to anybody. A round is a step,
@@ -34,19 +35,22 @@ impl Driver<'_> {
         true
     }
 
-    /// The first waiting job, if there is place and memory for it. If it has to wait for memory, it holds back the ones
-    /// behind it, so that it cannot be starved by small ones.
+    /// The waiting job whose turn it is, if there is place and memory for it. If it has to wait for memory, it holds back
+    /// the others, so that it cannot be starved by small ones.
     pub fn next_job(&mut self, inbox: &mut MutexGuard<'_, Inbox>) -> Option<Pending> {
         if self.sequences.len() >= self.options.sequences_max {
             return None;
         }
-        let next = inbox.waiting.front()?;
+        let running: Vec<Payer> = self.sequences.iter().map(|sequence| sequence.payer).collect();
+        let turn = scheduler::next_waiting(inbox.waiting.iter().map(|job| (job.payer, job.overtaken)), &running)?;
+        let next = &inbox.waiting[turn];
         while !self.pool.fits(next.payer, &next.input, promise(next.input.len(), next.positions)) {
             if !self.park_one_behind(usize::MAX) {
                 return None;
             }
         }
-        inbox.waiting.pop_front()
+        inbox.waiting.iter_mut().take(turn).for_each(|job| job.overtaken += 1);
+        inbox.waiting.remove(turn)
     }
 
     /// Takes a job that fits into the batch.

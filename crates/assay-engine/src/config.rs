@@ -5,7 +5,7 @@
 //! table comes from `assay_gguf::rope_tables`. Key names and defaults: the GGUF specification and llama.cpp's
 //! `llama-hparams`. A key that would change the arithmetic and is not implemented is an error, never ignored.
 
-use assay_gguf::{Gguf, GgufError};
+use assay_gguf::{Gguf, GgufError, shown};
 use assay_num::Scoring;
 
 use crate::family::Family;
@@ -80,10 +80,7 @@ pub struct Window {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Another architecture.
-    #[error(
-        "general.architecture is \"{found}\"; this engine writes text with {} and embeds it with \"bert\"",
-        Family::names()
-    )]
+    #[error("general.architecture is \"{found}\"; this engine runs {}", Family::names())]
     Architecture {
         /// The stated architecture.
         found: String,
@@ -160,7 +157,7 @@ impl ModelConfig {
         let architecture =
             string(gguf, ARCHITECTURE)?.ok_or_else(|| ConfigError::Missing { key: ARCHITECTURE.to_owned() })?;
         let Some(family) = Family::from_name(&architecture) else {
-            return Err(ConfigError::Architecture { found: architecture });
+            return Err(ConfigError::Architecture { found: shown(&architecture) });
         };
         let keys = Keys { gguf, family };
         keys.refuse_unsupported()?;
@@ -400,7 +397,7 @@ impl Keys<'_> {
     }
 }
 
-pub(crate) fn string(gguf: &Gguf, key: &str) -> Result<Option<String>, ConfigError> {
+fn string(gguf: &Gguf, key: &str) -> Result<Option<String>, ConfigError> {
     let value = gguf.str(key).map_err(|source| ConfigError::Key { key: key.to_owned(), source })?;
     Ok(value.map(str::to_owned))
 }

@@ -15,6 +15,8 @@ use crate::engine::{EngineOptions, Inbox, Shared, Stop};
 use crate::forward::{LOGIT_ROWS, Runner};
 use crate::kv::KvPool;
 use crate::model::Model;
+use crate::pace::Pace;
+use crate::prefix::Payer;
 use crate::scheduler::{self, Ready, Work};
 use crate::sequence::{JobFailure, Pending, Sequence};
 
@@ -29,7 +31,8 @@ pub(crate) struct Driver<'a> {
     pub pool: KvPool,
     /// At most `sequences_max`, in order of admission.
     pub sequences: Vec<Sequence>,
-    ready: Vec<Ready>,
+    ready: Vec<(Payer, Ready)>,
+    pace: Pace,
     pub plan: Vec<Work>,
     scratch: SampleScratch,
 }
@@ -51,6 +54,7 @@ pub(crate) fn run(model: &Model, shared: &Shared, kernels: Kernels, options: &En
         pool: KvPool::with_cache(model.kv_shape(), options.kv_tokens, options.prefix_cache),
         sequences: Vec::with_capacity(options.sequences_max),
         ready: Vec::new(),
+        pace: Pace::default(),
         plan: Vec::new(),
         scratch: SampleScratch::default(),
     };
@@ -132,17 +136,20 @@ impl Driver<'_> {
     fn step(&mut self) {
         self.begin_round();
         self.ready.clear();
-        self.ready.extend(self.sequences.iter().map(Sequence::ready));
+        self.ready.extend(self.sequences.iter().map(|sequence| (sequence.payer, sequence.ready())));
         for i in 0..self.ready.len() {
-            if matches!(self.ready[i], Ready::Prefill(_)) && self.follows(i) {
-                self.ready[i] = Ready::Paused;
+            if matches!(self.ready[i].1, Ready::Prefill(_)) && self.follows(i) {
+                self.ready[i].1 = Ready::Paused;
             }
         }
-        scheduler::plan(&self.ready, self.options.prefill_chunk, &mut self.plan);
+        let n_decode = self.ready.iter().filter(|(_, ready)| *ready == Ready::Decode).count();
+        let budget = self.pace.prefill_budget(n_decode, self.options.prefill_chunk);
+        scheduler::plan(&self.ready, budget, &mut self.plan);
         self.promise_memory();
         if self.plan.is_empty() {
             return;
         }
+        let started = Instant::now();
         let mut slices = Vec::with_capacity(self.plan.len());
         let mut planned = self.plan.iter().peekable();
         for (i, sequence) in self.sequences.iter_mut().enumerate() {
@@ -156,8 +163,9 @@ impl Driver<'_> {
         let asked: Vec<bool> = slices.iter().map(|slice| slice.logits_from < slice.tokens.len()).collect();
         drop(slices);
         self.keep_finite(&finite);
-        self.count_step();
+        let (n_prefill, n_decode) = self.count_step();
         self.sample(&finite, &asked);
+        self.pace.observe(n_decode, n_prefill, started.elapsed());
         // What has ended needs no memory, however long its consumer takes.
         self.sequences.iter_mut().filter(|s| s.has_ended()).for_each(|s| s.park(&mut self.pool));
     }
@@ -214,17 +222,19 @@ impl Driver<'_> {
         self.release(over);
     }
 
-    fn count_step(&self) {
+    /// Returns how many prompt tokens were computed and how many sequences decoded.
+    fn count_step(&self) -> (usize, usize) {
         let (mut prompt, mut output) = (0, 0);
         for work in &self.plan {
-            match self.ready[work.sequence] {
-                Ready::Prefill(_) => prompt += work.n_tokens as u64,
+            match self.ready[work.sequence].1 {
+                Ready::Prefill(_) => prompt += work.n_tokens,
                 _ => output += 1,
             }
         }
-        self.shared.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
-        self.shared.output_tokens.fetch_add(output, Ordering::Relaxed);
+        self.shared.prompt_tokens.fetch_add(prompt as u64, Ordering::Relaxed);
+        self.shared.output_tokens.fetch_add(output as u64, Ordering::Relaxed);
         self.shared.steps.fetch_add(1, Ordering::Relaxed);
+        (prompt, output)
     }
 }
 

@@ -38,7 +38,8 @@ pub struct EngineOptions {
     pub isa: Option<Isa>,
     /// Jobs that run at once; clamped to 1..=[`SEQUENCES_MAX`].
     pub sequences_max: usize,
-    /// Prompt tokens per step (a quarter while other jobs decode); clamped to 1..=[`PREFILL_CHUNK_MAX`]. Activations
+    /// Prompt tokens per step (fewer while other jobs decode: they wait at most about twice as long for a token as
+    /// without it); clamped to 1..=[`PREFILL_CHUNK_MAX`]. Activations
     /// take about `(prefill_chunk + sequences_max) * 4 * (4 * width + 3 * feed_forward)` bytes.
     pub prefill_chunk: usize,
     /// Accepted jobs that wait; one more is [`SubmitError::QueueFull`].
@@ -235,6 +236,11 @@ impl Engine {
         self.options.threads
     }
 
+    /// Positions of KV memory it may use.
+    pub fn kv_tokens(&self) -> usize {
+        self.options.kv_tokens
+    }
+
     /// What the engine accepts.
     pub fn limits(&self) -> JobLimits {
         job_limits(&self.model)
@@ -248,7 +254,8 @@ impl Engine {
         self.submit_for(Payer::default(), job, sink)
     }
 
-    /// Accepts a job. Its events go to `sink`; jobs are admitted to the batch in the order they were accepted.
+    /// Accepts a job. Its events go to `sink`. The jobs of a payer are admitted to the batch in the order they were
+    /// accepted; between payers, the one with the fewest running jobs goes first.
     ///
     /// # Errors
     /// See [`SubmitError`]; the sink is dropped unused.

@@ -55,6 +55,11 @@ impl KvShape {
     pub fn block_bytes(&self) -> usize {
         self.n_layers * self.layer_len() * size_of::<u16>()
     }
+
+    /// Bytes that a sequence of `n_positions` takes, in whole blocks.
+    pub fn bytes_for(&self, n_positions: usize) -> u64 {
+        blocks_for(n_positions) as u64 * self.block_bytes() as u64
+    }
 }
 
 /// Blocks needed to hold `n_positions`.

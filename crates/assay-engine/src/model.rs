@@ -1,7 +1,7 @@
 //! A loaded model: config, tokenizer, chat template, and weights in the layout the kernels read.
 //!
 //! Owns the list of tensors that a file of each family must have, their shapes, and nothing about the computation
-//! (`forward.rs`). Loading copies and repacks every weight once; the file's bytes are not needed afterwards.
+//! (`forward.rs`) or where the packed weights are kept ([`PackedStore`]). The file's bytes are not needed afterwards.
 //! Tensor names and shapes: the GGUF specification and llama.cpp's models of the same names. A tensor that is not used is an error:
 //! ignoring one (a bias, an adapter) would compute something else than the file's author meant.
 
@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use assay_gguf::{
     ChatTemplate, GgmlType, Gguf, GgufError, RopeError, RopeTables, TemplateError, TensorInfo, Tokenizer,
-    TokenizerError, rope_tables,
+    TokenizerError, rope_tables, shown,
 };
-use assay_num::{Matrix, MatrixError, f16};
+use assay_num::{Format, InMemory, Matrix, MatrixError, PackedStore, PackedStoreError, Packing, SourceRows, Team, f16};
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::kv::KvShape;
@@ -137,6 +137,14 @@ pub enum LoadError {
         /// Why.
         source: MatrixError,
     },
+    /// Where the weights are kept refuses the matrix.
+    #[error("tensor {name}: {source}")]
+    Store {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: PackedStoreError,
+    },
     /// A tensor the architecture does not use.
     #[error(
         "tensor {name} is not part of a plain \"{family}\" model (other biases, experts, adapters, long-context factors)"
@@ -166,8 +174,7 @@ impl Model {
         Model::load_with(gguf, bytes, LoadOptions::default(), &mut |_, _| {})
     }
 
-    /// Loads the model in `bytes`, of which `gguf` is the parsed directory. `progress(done, total)` is called with
-    /// bytes of tensor data, a few times per block. Memory: about the size of the tensor data.
+    /// [`Model::load_into`] memory. Takes about the size of the tensor data.
     ///
     /// # Errors
     /// The first contradiction, by key or tensor.
@@ -175,6 +182,23 @@ impl Model {
         gguf: &Gguf,
         bytes: &[u8],
         options: LoadOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<Model>, LoadError> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Model::load_into(gguf, bytes, options, &mut InMemory::new(Team::new(threads)), progress)
+    }
+
+    /// Loads the model in `bytes`, of which `gguf` is the parsed directory, its matrices into `store`, one after the
+    /// other and always in the same order. `progress(done, total)` is called with bytes of tensor data, a few times
+    /// per block. Memory besides what `store` takes: tokenizer, norms and the rotation table.
+    ///
+    /// # Errors
+    /// The first contradiction, by key or tensor, or what `store` says.
+    pub fn load_into(
+        gguf: &Gguf,
+        bytes: &[u8],
+        options: LoadOptions,
+        store: &mut dyn PackedStore,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Arc<Model>, LoadError> {
         let embd = gguf
@@ -186,9 +210,9 @@ impl Model {
             return Err(LoadError::VocabMismatch { tokenizer: tokenizer.vocab_size(), rows: config.vocab });
         }
         let context = config.context.min(options.context_max.max(1));
-        let mut loader = Loader::new(gguf, bytes, progress);
+        let mut loader = Loader::new(gguf, bytes, store, progress);
         let weights = loader.weights(&config, context)?;
-        loader.finish(config.family.name())?;
+        loader.finish(&config)?;
         Ok(Arc::new(Model {
             config,
             context,
@@ -253,19 +277,25 @@ impl Model {
 }
 
 /// Takes tensors out of a file, each once.
-pub(crate) struct Loader<'a> {
+struct Loader<'a> {
     gguf: &'a Gguf,
     bytes: &'a [u8],
     taken: HashSet<&'a str>,
     done: u64,
     total: u64,
+    store: &'a mut dyn PackedStore,
     progress: &'a mut dyn FnMut(u64, u64),
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(gguf: &'a Gguf, bytes: &'a [u8], progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+    fn new(
+        gguf: &'a Gguf,
+        bytes: &'a [u8],
+        store: &'a mut dyn PackedStore,
+        progress: &'a mut dyn FnMut(u64, u64),
+    ) -> Self {
         let total = gguf.tensors().iter().map(|tensor| tensor.len).sum();
-        Loader { gguf, bytes, taken: HashSet::new(), done: 0, total, progress }
+        Loader { gguf, bytes, taken: HashSet::new(), done: 0, total, store, progress }
     }
 
     fn weights(&mut self, config: &ModelConfig, context: usize) -> Result<Weights, LoadError> {
@@ -318,13 +348,13 @@ impl<'a> Loader<'a> {
     }
 
     /// One matrix `[rows, k]`.
-    pub fn matrix(&mut self, name: &str, rows: usize, k: usize) -> Result<Matrix, LoadError> {
+    fn matrix(&mut self, name: &str, rows: usize, k: usize) -> Result<Matrix, LoadError> {
         let (tensor, data) = self.take(name, &[k as u64, rows as u64])?;
-        make_matrix(name, tensor.ty, rows, k, data)
+        self.place(name, tensor.ty, (rows, k), &[data])
     }
 
-    /// Matrices of equal width `k`, concatenated by rows if they have one format.
-    pub fn stack(&mut self, parts: &[(String, usize)], k: usize) -> Result<Stack, LoadError> {
+    /// Matrices of equal width `k`, one below the other as one if they have one format.
+    fn stack(&mut self, parts: &[(String, usize)], k: usize) -> Result<Stack, LoadError> {
         let taken = parts
             .iter()
             .map(|(name, rows)| Ok((name, *rows, self.take(name, &[k as u64, *rows as u64])?)))
@@ -333,16 +363,33 @@ impl<'a> Loader<'a> {
         let ty = taken[0].2.0.ty;
         let parts = if taken.iter().all(|(_, _, (tensor, _))| tensor.ty == ty) {
             let data: Vec<&[u8]> = taken.iter().map(|(_, _, (_, data))| *data).collect();
-            vec![make_matrix(taken[0].0, ty, rows, k, &data.concat())?]
+            vec![self.place(taken[0].0, ty, (rows, k), &data)?]
         } else {
-            let parts = taken.iter().map(|(name, rows, (tensor, data))| make_matrix(name, tensor.ty, *rows, k, data));
-            parts.collect::<Result<_, _>>()?
+            let place = |(name, rows, (tensor, data)): &(&String, usize, (&TensorInfo, &[u8]))| {
+                self.place(name, tensor.ty, (*rows, k), &[data])
+            };
+            taken.iter().map(place).collect::<Result<_, _>>()?
         };
         Ok(Stack { parts, rows })
     }
 
+    /// The matrix `[rows, k]` of which `parts` are the rows.
+    fn place(
+        &mut self,
+        name: &str,
+        ty: GgmlType,
+        (rows, k): (usize, usize),
+        parts: &[&[u8]],
+    ) -> Result<Matrix, LoadError> {
+        let format = format_of(ty).ok_or_else(|| LoadError::Type { name: name.to_owned(), found: ty })?;
+        let refused = |source| LoadError::Matrix { name: name.to_owned(), source };
+        let packing = Packing::new(format, rows, k).map_err(refused)?;
+        let source = SourceRows::new(&packing, parts).map_err(refused)?;
+        self.store.place(packing, &source).map_err(|source| LoadError::Store { name: name.to_owned(), source })
+    }
+
     /// A norm's weights or another short vector, widened to f32 exactly.
-    pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let (tensor, data) = self.take(name, &[len as u64])?;
         match tensor.ty {
             GgmlType::F32 => Ok(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
@@ -373,25 +420,25 @@ impl<'a> Loader<'a> {
     }
 
     /// Fails if the file has a tensor nobody took.
-    pub fn finish(&self, family: &'static str) -> Result<(), LoadError> {
+    fn finish(&self, config: &ModelConfig) -> Result<(), LoadError> {
         match self.gguf.tensors().iter().find(|tensor| !self.taken.contains(tensor.name.as_str())) {
-            Some(tensor) => Err(LoadError::UnknownTensor { family, name: tensor.name.clone() }),
+            Some(tensor) => Err(LoadError::UnknownTensor { family: config.family.name(), name: shown(&tensor.name) }),
             None => Ok(()),
         }
     }
 }
 
-fn make_matrix(name: &str, ty: GgmlType, rows: usize, k: usize, data: &[u8]) -> Result<Matrix, LoadError> {
-    let made = match ty {
-        GgmlType::F32 => Matrix::from_f32(rows, k, data),
-        GgmlType::F16 => Matrix::from_f16(rows, k, data),
-        GgmlType::BF16 => Matrix::from_bf16(rows, k, data),
-        GgmlType::Q8_0 => Matrix::from_q8_0(rows, k, data),
-        GgmlType::Q4_0 => Matrix::from_q4_0(rows, k, data),
-        GgmlType::Q4_K => Matrix::from_q4_k(rows, k, data),
-        GgmlType::Q5_K => Matrix::from_q5_k(rows, k, data),
-        GgmlType::Q6_K => Matrix::from_q6_k(rows, k, data),
-        found => return Err(LoadError::Type { name: name.to_owned(), found }),
-    };
-    made.map_err(|source| LoadError::Matrix { name: name.to_owned(), source })
+/// The format of a matrix, if the kernels have it.
+fn format_of(ty: GgmlType) -> Option<Format> {
+    Some(match ty {
+        GgmlType::F32 => Format::F32,
+        GgmlType::F16 => Format::F16,
+        GgmlType::BF16 => Format::Bf16,
+        GgmlType::Q8_0 => Format::Q8_0,
+        GgmlType::Q4_0 => Format::Q4_0,
+        GgmlType::Q4_K => Format::Q4K,
+        GgmlType::Q5_K => Format::Q5K,
+        GgmlType::Q6_K => Format::Q6K,
+        _ => return None,
+    })
 }

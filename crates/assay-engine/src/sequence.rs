@@ -83,6 +83,8 @@ pub(crate) struct Pending {
     /// Positions it may use.
     pub positions: usize,
     pub payer: Payer,
+    /// How many later jobs were admitted before it.
+    pub overtaken: u32,
     pub sampler: Chooser,
     /// Index of the next output token, counted from the end of the prompt.
     pub index: u64,
@@ -101,6 +103,7 @@ impl Pending {
     ) -> Result<Pending, Finish> {
         Ok(Pending {
             payer,
+            overtaken: 0,
             input: [job.prompt.as_slice(), &job.prefix].concat(),
             positions: job.prompt.len() + job.max_tokens as usize,
             sampler: Chooser::new(job),
@@ -164,7 +167,7 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     pub fn new(pending: Pending) -> Sequence {
-        let Pending { input, positions, payer, sampler, index, text, sink, cancelled } = pending;
+        let Pending { input, positions, payer, sampler, index, text, sink, cancelled, .. } = pending;
         Sequence {
             kv: None,
             n_input: input.len(),

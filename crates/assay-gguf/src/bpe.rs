@@ -37,7 +37,7 @@ impl Bpe {
     pub(crate) fn from_gguf(gguf: &Gguf, vocab: &Vocab) -> Result<Self, TokenizerError> {
         let name = gguf.str("tokenizer.ggml.pre")?.unwrap_or("default");
         let pre = PreTokenizer::by_name(name);
-        let pre = pre.ok_or_else(|| TokenizerError::PreTokenizer { name: name.to_owned() })?;
+        let pre = pre.ok_or_else(|| TokenizerError::PreTokenizer { name: crate::parse::shown(name) })?;
         let mut byte_symbols = [None; 256];
         for byte in 0..=u8::MAX {
             byte_symbols[usize::from(byte)] = vocab.id(byte_char(byte).encode_utf8(&mut [0; 4]));

@@ -30,6 +30,7 @@ pub use decode::TextDecoder;
 pub use ggml::GgmlType;
 pub use gguf::{FromValue, Gguf, GgufError, TensorInfo};
 pub use output::{FinishReason, OutputLimits, OutputText, Piece};
+pub use parse::shown;
 pub use rope::{RopeError, RopeTables, rope_table, rope_tables};
 pub use template::{ChatMessage, ChatTemplate, Limits, TemplateError};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -115,7 +115,11 @@ fn place_tensors(
         let (Some(a), Some(b)) = (get(first), get(second)) else { continue };
         if a.offset.saturating_add(a.len) > b.offset {
             let place = places.get(*second as usize).copied().unwrap_or_default();
-            return Err(invalid(&format!("tensor {}", b.name), place, &format!("its data overlaps {}", a.name)));
+            return Err(invalid(
+                &format!("tensor {}", b.name),
+                place,
+                &format!("its data overlaps {}", shown(&a.name)),
+            ));
         }
     }
     Ok(())
@@ -142,7 +146,9 @@ fn align_up(value: u64, alignment: u64) -> Option<u64> {
 /// Longest piece of a name from the file that goes into a message.
 const SHOWN_LEN_MAX: usize = 80;
 
-fn shown(name: &str) -> String {
+/// A name or value from a file as a message may show it: no control characters, and not all of a long one.
+#[must_use]
+pub fn shown(name: &str) -> String {
     let mut shown: String = name.chars().take(SHOWN_LEN_MAX).flat_map(char::escape_debug).collect();
     if name.chars().nth(SHOWN_LEN_MAX).is_some() {
         shown.push_str("..");

@@ -100,7 +100,7 @@ pub fn rope_table(gguf: &Gguf, bytes: &[u8], positions_max: u32) -> Result<RopeT
         None | Some("none") => 1.0,
         Some("linear") => gguf.require::<f32>(&key("rope.scaling.factor"))?,
         Some(other) => {
-            let (key, found) = (key("rope.scaling.type"), other.to_owned());
+            let (key, found) = (key("rope.scaling.type"), crate::parse::shown(other));
             return Err(RopeError::Value { key, found, reason: "expected none or linear" });
         }
     };

@@ -11,13 +11,15 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 pub(crate) const CHARGE: &str = "__charge";
 /// Name of the function that lets only numbers pass.
 pub(crate) const NUMBER: &str = "__number";
+/// Name of the function that reverses a text or list.
+pub(crate) const REVERSED: &str = "__reversed";
 /// Global that holds the budget of a rendering.
 pub(crate) const MEMORY: &str = "__memory";
 /// Filters that do the work of `join` and `replace` once it is charged.
 const JOIN: &str = "__join";
 const REPLACE: &str = "__replace";
 /// A template that contains one of these is refused.
-pub(crate) const RESERVED: [&str; 5] = [CHARGE, NUMBER, MEMORY, JOIN, REPLACE];
+pub(crate) const RESERVED: [&str; 6] = [CHARGE, NUMBER, REVERSED, MEMORY, JOIN, REPLACE];
 
 /// Deepest nesting of a value.
 const DEPTH_MAX: u32 = 32;
@@ -41,6 +43,11 @@ pub(crate) fn install(env: &mut Environment<'static>) {
     env.add_function(NUMBER, |value: Value| match value.is_number() {
         true => Ok(value),
         false => Err(Error::new(ErrorKind::InvalidOperation, "only numbers can be multiplied")),
+    });
+    env.add_function(REVERSED, |value: Value| match value.is_undefined() || value.is_none() {
+        // As a slice of nothing is.
+        true => Ok(Value::from(Vec::<Value>::new())),
+        false => filters::reverse(&value),
     });
     env.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
         charge(state, value)?;
@@ -209,12 +216,29 @@ fn charge_join(state: &mut State, items: Option<&Value>, separator: Option<&Valu
 /// The result of `format` with plain `{}` and `{0}`: every place may become all arguments.
 fn charge_format(state: &mut State, text: &Value, args: &[Value]) -> Result<(), Error> {
     let text = text.as_str().unwrap_or_default();
-    // A specification may pad to any width.
-    if text.contains([':', '!']) {
-        return Err(Error::new(ErrorKind::InvalidOperation, "format specifications are not allowed"));
+    // A specification may pad to any width, and the library panics on names that are not ASCII.
+    if text.contains([':', '!']) || !has_plain_fields(text) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "only plain fields like {} and {0} can be formatted"));
     }
     for _ in text.matches('{') {
         args.iter().try_for_each(|arg| charge(state, arg))?;
     }
     Ok(())
+}
+
+/// Whether every field of a text to be formatted has a plain name, or none.
+fn has_plain_fields(text: &str) -> bool {
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once('{') {
+        if let Some(escaped) = after.strip_prefix('{') {
+            rest = escaped;
+            continue;
+        }
+        let Some((name, behind)) = after.split_once('}') else { return false };
+        if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return false;
+        }
+        rest = behind;
+    }
+    true
 }

@@ -6,11 +6,11 @@
 //! whose result is no larger than a few times their charged operands. The rewritten source is parsed again, and refused
 //! if a place is not wrapped: that the bound holds does not rest on the rewriting.
 
-use crate::template_env::{CHARGE, NUMBER, RESERVED};
+use crate::template_env::{CHARGE, NUMBER, RESERVED, REVERSED};
 use minijinja::{
     machinery::{
         Token,
-        ast::{BinOpKind, Call, CallArg, CompareOpKind, Expr, Macro, Stmt},
+        ast::{BinOpKind, Call, CallArg, CompareOpKind, Expr, Macro, Slice, Stmt, UnaryOpKind},
         parse, tokenize,
     },
     syntax::SyntaxConfig,
@@ -44,6 +44,10 @@ pub(crate) fn rewrite(source: &str, syntax: &SyntaxConfig) -> Result<Guarded, St
         match insertion {
             Insertion::Open(function) => guarded.extend([function, "("]),
             Insertion::Close => guarded.push(')'),
+            Insertion::Cut(end) => {
+                from = end;
+                continue;
+            }
         }
         from = at;
     }
@@ -60,13 +64,15 @@ struct Tokens {
     starts: Vec<usize>,
     /// For each token that is an opening parenthesis, where the closing one starts.
     closes: Vec<Option<usize>>,
+    /// Where opening brackets start.
+    brackets: Vec<usize>,
 }
 
 impl Tokens {
     /// Also bounds what the parser and compiler recurse over; the tokenizer does not recurse.
     fn new(source: &str, syntax: &SyntaxConfig) -> Result<Self, String> {
         let (mut in_block, mut branches) = (0, 0);
-        let (mut starts, mut closes, mut open) = (vec![], vec![], vec![]);
+        let (mut starts, mut closes, mut open, mut brackets) = (vec![], vec![], vec![], vec![]);
         for token in tokenize(source, false, syntax.clone()) {
             let (token, span) = token.map_err(|error| error.to_string())?;
             match token {
@@ -82,6 +88,7 @@ impl Tokens {
             }
             match token {
                 Token::ParenOpen => open.push(starts.len()),
+                Token::BracketOpen => brackets.push(span.start_offset as usize),
                 Token::ParenClose => {
                     if let Some(at) = open.pop() {
                         closes[at] = Some(span.start_offset as usize);
@@ -92,7 +99,13 @@ impl Tokens {
             starts.push(span.start_offset as usize);
             closes.push(None);
         }
-        Ok(Self { starts, closes })
+        Ok(Self { starts, closes, brackets })
+    }
+
+    /// The first bracket that opens at `from` or later, and before `to`.
+    fn bracket_between(&self, from: usize, to: usize) -> Option<usize> {
+        let at = self.brackets.partition_point(|&bracket| bracket < from);
+        self.brackets.get(at).copied().filter(|&bracket| bracket < to)
     }
 
     /// First byte of `expr`. The parser's spans of operators that follow their operand start at the operator or at the
@@ -231,10 +244,15 @@ impl Walk<'_> {
     fn expr(&mut self, expr: &Expr<'_>) -> Result<(), String> {
         match expr {
             Expr::Var(_) | Expr::Const(_) => Ok(()),
-            Expr::Slice(e) => {
-                self.charged(&e.expr)?;
-                [&e.start, &e.stop, &e.step].into_iter().try_for_each(|bound| self.maybe(bound.as_ref()))
-            }
+            Expr::Slice(e) => match e.step.as_ref().map(|step| integer(step)) {
+                None => self.slice(e),
+                Some(Some(1..)) => self.slice(e),
+                Some(Some(-1)) if e.start.is_none() && e.stop.is_none() => {
+                    self.reversed(&e.expr, e.span().end_offset as usize)
+                }
+                // The library's slices with other steps count wrongly, and panic where nothing is left.
+                Some(_) => Err("a slice has a positive number as its step, or is [::-1]".to_owned()),
+            },
             Expr::UnaryOp(e) => self.expr(&e.expr),
             Expr::BinOp(e) => match e.op {
                 // Strings and lists times a number: the one result that the operands' sum does not bound.
@@ -290,6 +308,24 @@ impl Walk<'_> {
         }
     }
 
+    fn slice(&mut self, slice: &Slice<'_>) -> Result<(), String> {
+        self.charged(&slice.expr)?;
+        [&slice.start, &slice.stop].into_iter().try_for_each(|bound| self.maybe(bound.as_ref()))
+    }
+
+    /// `expr[::-1]`, which ends at `end`, becomes a call.
+    fn reversed(&mut self, expr: &Expr<'_>, end: usize) -> Result<(), String> {
+        let start = self.tokens.map_or(0, |tokens| tokens.start(expr));
+        let bracket =
+            self.tokens.map_or(Some(0), |tokens| tokens.bracket_between(expr.span().end_offset as usize, end));
+        let bracket = bracket.ok_or("it cannot be guarded")?;
+        self.insertions.push((start, Insertion::Open(REVERSED)));
+        self.charged(expr)?;
+        self.insertions.push((bracket, Insertion::Close));
+        self.insertions.push((bracket, Insertion::Cut(end)));
+        Ok(())
+    }
+
     fn call(&mut self, call: &Call<'_>) -> Result<(), String> {
         self.expr(&call.expr)?;
         self.args(&call.args)
@@ -332,4 +368,15 @@ impl Walk<'_> {
 enum Insertion {
     Open(&'static str),
     Close,
+    /// Leaves out everything up to this byte.
+    Cut(usize),
+}
+
+/// A whole number that is written as such.
+fn integer(expr: &Expr<'_>) -> Option<i64> {
+    match expr {
+        Expr::Const(number) => i64::try_from(number.value.clone()).ok(),
+        Expr::UnaryOp(e) if matches!(e.op, UnaryOpKind::Neg) => integer(&e.expr)?.checked_neg(),
+        _ => None,
+    }
 }

@@ -139,7 +139,7 @@ impl Tokenizer {
             "gpt2" => Scheme::Bpe(Box::new(Bpe::from_gguf(gguf, &vocab)?)),
             "llama" => Scheme::Spm(Box::new(Spm::from_gguf(gguf, &vocab)?)),
             "bert" => Scheme::WordPiece(Box::new(WordPiece::from_gguf(gguf, &vocab)?)),
-            other => return Err(TokenizerError::Model { name: other.to_owned() }),
+            other => return Err(TokenizerError::Model { name: crate::parse::shown(other) }),
         };
         let mut printed = Vec::new();
         let mut printed_ends = Vec::with_capacity(vocab.len());

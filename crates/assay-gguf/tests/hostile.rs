@@ -249,6 +249,8 @@ fn tensors_that_lie_are_named() {
     check(two("w", 64), "tensor w at byte 57: this name is there twice");
     check(two("v", 32), "tensor v at byte 57: its data overlaps w");
     check(two("v", 0), "its data overlaps");
+    let control = Raw::new(3, 2, 0).tensor("\u{1b}[2J", &[16], 0, 0).tensor("v", &[16], 0, 32).data(4096);
+    check(control, "its data overlaps \\u{1b}[2J");
     assert!(parse(&two("v", 64).0).is_ok());
     assert!(parse(&one(&[1024], 0, 0).0).is_ok());
 }

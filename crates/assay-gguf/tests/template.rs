@@ -25,6 +25,42 @@ fn stopped(source: &str, expect: &str) {
     assert!(info.bytes_max < 16 << 20, "{shown}: {} bytes were allocated", info.bytes_max);
 }
 
+/// The library panics on a field's name that is not ASCII.
+#[test]
+fn only_plain_fields_are_formatted() {
+    let check = |source: &str, expect: Result<&str, &str>| {
+        let text = render(source, &[], &Limits::default());
+        match (text, expect) {
+            (Ok(text), Ok(expect)) => assert_eq!(text, expect, "{source}"),
+            (Err(error), Err(expect)) => assert!(error.to_string().contains(expect), "{source}: {error}"),
+            (text, _) => panic!("{source}: {text:?}"),
+        }
+    };
+    check("{{ 'a{}b{}'.format(1, 'c') }}", Ok("a1bc"));
+    check("{{ '{1}{0}'.format(1, 2) }}", Ok("21"));
+    check("{{ '{{\u{e9}}}{}'.format(1) }}", Ok("{\u{e9}}1"));
+    for field in ["{\u{e9}}", "{ mes\u{fffd},n y}", "{a.\u{e9}}", "{0[\u{e9}]}", "{\u{e9}", "{0:>9}", "{0!r}"] {
+        check(&format!("{{{{ '{field}'.format(1) }}}}"), Err("only plain fields"));
+    }
+}
+
+/// The library's own slices with a step panic on an empty text, and where the end is behind the start.
+#[test]
+fn slices_with_a_step_are_safe_or_refused() {
+    let turns = [message("user", ""), message("user", "b")];
+    let check = |source: &str, expect: &str| {
+        assert_eq!(render(source, &turns, &Limits::default()).unwrap(), expect, "{source}");
+    };
+    check("{{ messages[0].content[::-1] }}|{{ ''[::-1] }}|{{ 'a\u{e9}b'[::-1] }}", "||b\u{e9}a");
+    check("{% for m in messages[::-1] %}{{ m.content }},{% endfor %}{{ [][::-1] | list | length }}", "b,,0");
+    check("{{ nothing[::-1] | length }}{{ (('abc'))[ :: -1 ][::-1] ~ 'x'[::-1] }}", "0abcx");
+    check("{{ 'abcdef'[1:5:2] }}{{ 'abc'[::1] }}{{ 'ab'[:-9] }}{{ messages[9:] | list | length }}", "bdabc0");
+    for slice in ["[1:2:-1]", "[::-2]", "[::n]", "[::0]", "[::-9223372036854775808]", "[5::-1]", "[:5:-1]"] {
+        let refused = render(&format!("{{% set n = -1 %}}{{{{ 'abc'{slice} }}}}"), &turns, &Limits::default());
+        assert!(matches!(refused, Err(TemplateError::Invalid { .. })), "{slice}: {refused:?}");
+    }
+}
+
 #[test]
 fn templates_render_as_transformers_does() {
     let turns = [message("system", " Be brief. "), message("user", "Hi"), message("assistant", "Hello!")];
@@ -97,7 +133,7 @@ fn what_a_template_has_no_business_with_is_refused() {
     check("{{ [1] * 3 }}", "only numbers");
     check("{{ range(*[1]) }}", "not allowed");
     check("{{ '%s' | format('x') }}", "format");
-    check("{{ '{:>9}'.format('x') }}", "not allowed");
+    check("{{ '{:>9}'.format('x') }}", "only plain fields");
     check("{{ 1", "chat template");
     check("{% for %}", "chat template");
     check("{{ nothing.field.more }}", "undefined");

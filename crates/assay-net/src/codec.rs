@@ -44,7 +44,8 @@ pub fn encode<T: Serialize>(frame: &T, out: &mut Vec<u8>) -> Result<(), CodecErr
 /// Reads one frame from exactly its bytes, without the length.
 ///
 /// # Errors
-/// They are not one frame. Memory taken meanwhile is at most 32 times `payload` (a list of empty strings).
+/// They are not one frame. Memory taken meanwhile is at most 32 times `payload` (a list of empty strings) and 1 MiB (what
+/// serde reserves at most for a list on its word).
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
     let (frame, rest) = postcard::take_from_bytes(payload).map_err(CodecError::Malformed)?;
     if rest.is_empty() { Ok(frame) } else { Err(CodecError::TrailingBytes(rest.len() as u64)) }

@@ -52,7 +52,7 @@ pub use checksum::checksum;
 pub use isa::{Isa, Kernels, UnknownIsa};
 pub use matrix::{Format, Matrix, MatrixError};
 pub use memory::read_memory;
-pub use pack::{Packing, Section, SourceRows, layout_id};
+pub use pack::{InMemory, PackedStore, PackedStoreError, Packing, Section, SourceRows, layout_id};
 pub use rope::{RopeStyle, RopeTable, RopeTableError};
 pub use sample::{NonFinite, check_finite};
 pub use storage::{ALIGN, AlignedBytes, Owner};

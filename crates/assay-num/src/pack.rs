@@ -217,6 +217,36 @@ impl Packing {
     }
 }
 
+/// Where packed matrices are kept while a model uses them: [`InMemory`], or a file that is mapped.
+pub trait PackedStore {
+    /// The matrix of `source`, packed now or kept from an earlier time.
+    ///
+    /// # Errors
+    /// It cannot be kept there.
+    fn place(&mut self, packing: Packing, source: &SourceRows<'_>) -> Result<Matrix, PackedStoreError>;
+}
+
+/// Why a store does not take a matrix: what the store says.
+pub type PackedStoreError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Keeps each matrix in memory of its own.
+pub struct InMemory {
+    team: Team,
+}
+
+impl InMemory {
+    /// Packs on `team`.
+    pub fn new(team: Team) -> Self {
+        InMemory { team }
+    }
+}
+
+impl PackedStore for InMemory {
+    fn place(&mut self, packing: Packing, source: &SourceRows<'_>) -> Result<Matrix, PackedStoreError> {
+        Ok(Matrix::pack_rows(&self.team, packing, source)?)
+    }
+}
+
 /// Consecutive groups that one thread packs.
 struct Job<'a> {
     first_group: usize,
@@ -330,9 +360,12 @@ impl Matrix {
     /// # Errors
     /// If they are not the rows of `packing`.
     pub fn pack(team: &Team, packing: Packing, parts: &[&[u8]]) -> Result<Matrix, MatrixError> {
-        let rows = SourceRows::new(&packing, parts)?;
+        Matrix::pack_rows(team, packing, &SourceRows::new(&packing, parts)?)
+    }
+
+    fn pack_rows(team: &Team, packing: Packing, source: &SourceRows<'_>) -> Result<Matrix, MatrixError> {
         let mut out = AlignedBytes::zeroed(packing.bytes());
-        let has_min = packing.pack(team, &rows, 0..packing.n_groups(), &mut out);
+        let has_min = packing.pack(team, source, 0..packing.n_groups(), &mut out);
         Matrix::from_packed(packing, has_min, &(std::sync::Arc::new(out) as _), 0)
     }
 }

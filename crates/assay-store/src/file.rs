@@ -1,10 +1,9 @@
 //! One mapped GGUF file.
 
-use crate::StoreError;
+use crate::{StoreError, map::Map};
 use assay_gguf::Gguf;
-use memmap2::Mmap;
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -16,9 +15,9 @@ use std::{
 #[derive(Debug)]
 pub struct ModelFile {
     path: PathBuf,
-    map: Mmap,
+    map: Map,
     gguf: Gguf,
-    modified: Option<SystemTime>,
+    metadata: Metadata,
 }
 
 impl ModelFile {
@@ -34,15 +33,15 @@ impl ModelFile {
         if !metadata.is_file() {
             return Err(StoreError::NotAFile { path });
         }
-        let map = map(&file).map_err(read)?;
-        let gguf = Gguf::parse(&map).map_err(|source| StoreError::Gguf { path: path.clone(), source })?;
-        Ok(Self { path, map, gguf, modified: metadata.modified().ok() })
+        let map = Map::whole(&file).map_err(read)?;
+        let gguf = Gguf::parse(map.as_ref()).map_err(|source| StoreError::Gguf { path: path.clone(), source })?;
+        Ok(Self { path, map, gguf, metadata })
     }
 
     /// The whole file.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        self.map.as_ref()
     }
 
     /// Its header.
@@ -60,47 +59,22 @@ impl ModelFile {
     /// When it was last written, if the system knows.
     #[must_use]
     pub fn modified(&self) -> Option<SystemTime> {
-        self.modified
+        self.metadata.modified().ok()
     }
-}
 
-/// Any file, mapped. What [`ModelFile`] says about writing to it holds here, too.
-#[derive(Debug)]
-pub struct MappedFile {
-    /// None of an empty file, which cannot be mapped.
-    map: Option<Mmap>,
-}
+    /// What the system knew of it when it was opened.
+    pub(crate) fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
 
-impl MappedFile {
-    /// Maps `path`.
+    /// Says that `bytes`, a part of [`Self::bytes`], are not needed for now: they do not count as memory of this process
+    /// until they are read again.
     ///
-    /// # Errors
-    /// [`StoreError`], with the path.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        let path = path.as_ref();
-        let read = |source| StoreError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(read)?;
-        let metadata = file.metadata().map_err(read)?;
-        if !metadata.is_file() {
-            return Err(StoreError::NotAFile { path: path.to_owned() });
-        }
-        let map = if metadata.len() == 0 { None } else { Some(map(&file).map_err(read)?) };
-        Ok(Self { map })
+    /// # Panics
+    /// If they are no part of it.
+    pub fn release(&self, bytes: &[u8]) {
+        self.map.release(bytes);
     }
-
-    /// The whole file.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or_default()
-    }
-}
-
-#[expect(unsafe_code, reason = "there is no safe way to map a file; this is the only place that does")]
-fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the mapping is private and read-only, and `&[u8]` into it is only handed out while it is alive. That
-    // nobody writes to the file meanwhile is a condition on the user that `ModelFile` documents; every reader of
-    // these bytes checks what it reads, so a change gives wrong numbers or an error, not memory corruption here.
-    unsafe { Mmap::map(file) }
 }
 
 #[cfg(test)]
@@ -118,18 +92,6 @@ mod tests {
         assert_eq!(file.bytes(), bytes);
         assert_eq!(file.gguf().architecture().unwrap(), "llama");
         assert_eq!(file.path(), path);
-    }
-
-    #[test]
-    fn any_file_is_mapped() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        for content in [&b""[..], b"abc"] {
-            std::fs::write(&path, content).unwrap();
-            assert_eq!(MappedFile::open(&path).unwrap().bytes(), content);
-        }
-        assert!(matches!(MappedFile::open(dir.path()).unwrap_err(), StoreError::NotAFile { .. }));
-        assert!(matches!(MappedFile::open(dir.path().join("y")).unwrap_err(), StoreError::Read { .. }));
     }
 
     #[test]

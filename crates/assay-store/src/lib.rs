@@ -1,16 +1,22 @@
-//! Model files on disk: mapping, hashing, manifests.
+//! Model files on disk: mapping, hashing, manifests, and the cache of packed weights.
 //!
 //! The only crate that maps files. It does not run models (`assay-engine`) and does not know the network.
 
 mod cache;
 mod file;
 mod manifest;
+mod map;
 mod merkle;
+mod weights;
 
 pub use cache::ManifestCache;
-pub use file::{MappedFile, ModelFile};
+pub use file::ModelFile;
 pub use manifest::{ROPE_POSITIONS_MAX, manifest, manifest_of};
 pub use merkle::{LEAF_LEN, MerkleTree};
+pub use weights::{
+    CacheFile, CacheState, Flaw, Kept, WeightCache, WeightsError, WeightsEvent, WeightsOptions, content_hash,
+    dir_beside,
+};
 
 use assay_gguf::{GgufError, RopeError, TokenizerError};
 use std::{io, path::PathBuf};

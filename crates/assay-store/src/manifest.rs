@@ -33,7 +33,9 @@ const THREADS_MAX: usize = 16;
 /// # Errors
 /// [`StoreError`] if a tensor has an unknown format, or tokenizer or rotary table are not usable.
 pub fn manifest(file: &ModelFile, progress: &mut dyn FnMut(u64, u64)) -> Result<Manifest, StoreError> {
-    manifest_of(file.gguf(), file.bytes(), progress)
+    let manifest = manifest_of(file.gguf(), file.bytes(), progress);
+    file.release(file.bytes());
+    manifest
 }
 
 /// [`manifest`] of a file that is in memory as `bytes`, parsed as `gguf`.

@@ -1,16 +1,18 @@
 //! `assay bench`: prefill and decode speed of a model on this machine.
 
 use std::io::{BufRead as _, Read as _};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use assay_engine::latency::{self, Crowd, Latency};
 use assay_engine::throughput::{Timing, Workload, measure, measure_memory, measure_replay};
-use assay_engine::{LOGIT_ROWS, Model, Runner, threads_for};
+use assay_engine::{Engine, EngineOptions, LOGIT_ROWS, Model, Runner, threads_for};
 use assay_num::{Isa, Kernels};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::load::load;
+use crate::load::{CacheArgs, load};
 use crate::print;
 
 /// Arguments of `assay bench`.
@@ -40,10 +42,12 @@ pub struct BenchArgs {
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
     /// Take turns with another program: for each line of standard input, a JSON object of what to run ("threads",
-    /// "prompt", "gen", "concurrency", "isa", "measure": "speed", "memory" or "replay"), run it once and print a line of
+    /// "prompt", "gen", "concurrency", "isa", "measure": "speed", "memory", "replay" or "latency"), run it once and print a line of
     /// JSON; the other options are the defaults, --reps is not used
     #[arg(long)]
     pub turns: bool,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// Prompt tokens per step.
@@ -75,6 +79,8 @@ enum Measure {
     Memory,
     /// A reply and its replay.
     Replay,
+    /// Times between tokens of running streams, alone and beside a prefill of the prompt.
+    Latency,
 }
 
 /// Runs `assay bench`.
@@ -83,7 +89,7 @@ enum Measure {
 /// A model that does not load, a workload that does not fit it, or repetitions that computed different logits.
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     ensure!((1..=1000).contains(&args.reps), "--reps is {}, allowed is 1 to 1000", args.reps);
-    let model = load(&args.model, args.isa)?;
+    let model = load(&args.model, args.isa, &args.cache)?;
     if args.turns {
         return take_turns(&args, &model);
     }
@@ -142,7 +148,7 @@ fn workload(n_prompt: usize, n_decode: usize, n_sequences: usize) -> anyhow::Res
 }
 
 /// Answers lines until the input ends.
-fn take_turns(args: &BenchArgs, model: &Model) -> anyhow::Result<()> {
+fn take_turns(args: &BenchArgs, model: &Arc<Model>) -> anyhow::Result<()> {
     let mut input = std::io::stdin().lock();
     let mut line = String::new();
     loop {
@@ -155,7 +161,7 @@ fn take_turns(args: &BenchArgs, model: &Model) -> anyhow::Result<()> {
     }
 }
 
-fn take_turn(args: &BenchArgs, model: &Model, turn: &Turn) -> anyhow::Result<serde_json::Value> {
+fn take_turn(args: &BenchArgs, model: &Arc<Model>, turn: &Turn) -> anyhow::Result<serde_json::Value> {
     let isa = turn.isa.as_ref().map(|name| name.parse::<Isa>()).transpose()?.or(args.isa);
     let mut runner = runner(model, turn.threads.or(args.threads), isa)?;
     let (n_prompt, n_decode) = (turn.prompt.unwrap_or(args.prompt), turn.r#gen.unwrap_or(args.r#gen));
@@ -177,7 +183,25 @@ fn take_turn(args: &BenchArgs, model: &Model, turn: &Turn) -> anyhow::Result<ser
             let timing = measure_replay(model, &mut runner, n_prompt, n_decode)?;
             json!({ "generate_s": timing.generate.as_secs_f64(), "replay_s": timing.replay.as_secs_f64() })
         }
+        Measure::Latency => {
+            let options = EngineOptions { threads: runner.threads(), isa, ..EngineOptions::default() };
+            drop(runner);
+            latency_of(model, options, Crowd { n_streams: n_sequences, n_prompt })?
+        }
     })
+}
+
+fn latency_of(model: &Arc<Model>, options: EngineOptions, crowd: Crowd) -> anyhow::Result<serde_json::Value> {
+    let engine = Engine::start(Arc::clone(model), options)?;
+    let seen = latency::measure(&engine, &crowd, 1)?;
+    let ms = |times: &[Duration], percent| Latency::percentile(times, percent).as_secs_f64() * 1e3;
+    let both = |times: &[Duration]| json!({ "p50": ms(times, 50), "p99": ms(times, 99), "n": times.len() });
+    Ok(json!({
+        "isa": engine.isa().to_string(),
+        "undisturbed_ms": both(&seen.undisturbed),
+        "beside_prefill_ms": both(&seen.beside_prefill),
+        "first_token_ms": seen.first_token.as_secs_f64() * 1e3,
+    }))
 }
 
 fn rates(timings: &[Timing], n_tokens: usize, of: impl Fn(&Timing) -> Duration) -> Vec<f64> {

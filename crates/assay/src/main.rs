@@ -3,9 +3,10 @@
 
 mod bench;
 mod children;
-mod embed;
-mod import;
+mod doctor;
+mod inventory;
 mod load;
+mod models;
 mod provide;
 mod run;
 mod shipped;
@@ -35,10 +36,14 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// How fast a model runs on this machine
     Bench(bench::BenchArgs),
-    /// Vectors of texts from an encoder on this machine
-    Embed(embed::EmbedArgs),
-    /// A published model folder (safetensors) to a GGUF file
-    Import(import::ImportArgs),
+    /// The models on this machine
+    List(inventory::ListArgs),
+    /// What a model is and what it needs
+    Show(inventory::ShowArgs),
+    /// Removes a model, or prepared weights
+    Rm(inventory::RmArgs),
+    /// Whether everything here is in order, and what to do if not
+    Doctor(doctor::DoctorArgs),
     /// One provider, from a configuration file
     Provide(provide::ProvideArgs),
 }
@@ -49,8 +54,10 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Verify(args) => return verify::run(&args),
         Command::Bench(args) => bench::run(args),
-        Command::Embed(args) => embed::run(&args),
-        Command::Import(args) => import::run(&args),
+        Command::List(args) => inventory::list(&args),
+        Command::Show(args) => inventory::show(&args),
+        Command::Rm(args) => inventory::rm(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Provide(args) => provide::run(&args),
     };
     match result {

@@ -55,6 +55,9 @@ pub struct ProvideConfig {
     pub threads: usize,
     /// Instruction set, the best if absent.
     pub isa: Option<String>,
+    /// Where packed weights are kept.
+    #[serde(default)]
+    pub cache: load::CacheArgs,
 }
 
 /// Runs a provider until TERM or until its standard input ends; prints one JSON line when it is ready, one at the end.
@@ -79,7 +82,7 @@ async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
     let mut hashing = load::Progress::new("hashing the model");
     let manifest =
         ManifestCache::new(&config.manifests).manifest(&file, &mut |done, total| hashing.show(done, total))?;
-    let model = load::load_file(file, isa)?;
+    let model = load::load_file(file, isa, &config.cache)?;
     let served = ServedModel {
         id: manifest.model_id(),
         name: config.model_name,

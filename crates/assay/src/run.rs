@@ -12,7 +12,7 @@ use assay_num::Isa;
 use assay_types::{B256, Finish, Job, MICRO, ModelId, Sampling, TokenId};
 use serde_json::json;
 
-use crate::load::load;
+use crate::load::{CacheArgs, load};
 use crate::print;
 
 /// Arguments of `assay run`.
@@ -52,6 +52,8 @@ pub struct RunArgs {
     /// Instruction set: scalar, avx2, avx-vnni, avx512, neon, dotprod, i8mm [default: the best]
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Print one JSON object at the end instead of the text as it comes
     #[arg(long)]
     pub json: bool,
@@ -69,7 +71,7 @@ const MAX_TOKENS_DEFAULT: u32 = 512;
 /// Anything that keeps the text from being produced, in one line.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let model = load(&args.model, args.isa)?;
+    let model = load(&args.model, args.isa, &args.cache)?;
     let load_time = started.elapsed();
     let job = job(&args, &model)?;
     let mut options = EngineOptions { isa: args.isa, sequences_max: 1, queue_depth: 1, ..EngineOptions::default() };

@@ -1,5 +1,6 @@
 //! The model that is part of the program, so that a new user has nothing to download.
 
+use crate::models;
 use crate::state::State;
 use anyhow::Context;
 use std::path::{Path, PathBuf};
@@ -34,8 +35,7 @@ pub fn bytes(model: &str) -> Option<&'static [u8]> {
 }
 
 fn existing(model: &str) -> anyhow::Result<PathBuf> {
-    let path = PathBuf::from(model);
-    path.canonicalize().with_context(|| {
-        format!("no model {model:?}: give the path of a GGUF file, or {NAME:?} for the one that comes with assay")
+    models::find(model).canonicalize().with_context(|| {
+        format!("no model {model:?}: give the path of a GGUF file, a name that `assay list` shows, or {NAME:?} for the one that comes with assay")
     })
 }

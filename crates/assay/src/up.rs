@@ -63,6 +63,8 @@ pub struct UpArgs {
     /// Instruction set of each provider: scalar, avx2, avx-vnni, avx512, neon, dotprod, i8mm; several values in turn [default: the best]
     #[arg(long, value_name = "ISA", value_delimiter = ',')]
     isa: Vec<assay_num::Isa>,
+    #[command(flatten)]
+    cache: load::CacheArgs,
     /// Print one JSON line when ready and one when stopped
     #[arg(long)]
     json: bool,
@@ -257,6 +259,7 @@ async fn start_provider(
             args.threads[in_turn(args.threads.len())]
         },
         isa: (!args.isa.is_empty()).then(|| args.isa[in_turn(args.isa.len())].to_string()),
+        cache: args.cache.absolute().context("--cache-dir")?,
     };
     let path = dir.join("config.json");
     state::write_json(&path, &config)?;

@@ -35,6 +35,8 @@ pub struct VerifyArgs {
     /// Threads for the model [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    #[command(flatten)]
+    cache: load::CacheArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -155,7 +157,7 @@ fn check_answer(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) 
     };
     let loaded = load::open(name)?;
     let found = loaded.manifest()?.model_id();
-    let model = loaded.load()?;
+    let model = loaded.load(&args.cache)?;
     let threads = args.threads.unwrap_or_else(load::all_cores);
     let mut runner = Runner::new(threads);
     match replay(file, statements, &model, found, &mut runner) {

@@ -62,6 +62,20 @@ fn contradicting_metadata_is_named() {
 }
 
 #[test]
+fn messages_show_no_control_characters_and_no_long_values() {
+    let long = "x".repeat(5_000);
+    for text in ["\u{1b}[31m", &long] {
+        for key in ["general.architecture", "llama.rope.scaling.type", "tokenizer.ggml.model"] {
+            let message = with_key(Q8, key, text);
+            assert!(message.len() < 400 && !message.contains(char::is_control), "{message:?}");
+        }
+    }
+    let mut writer = Q8.writer();
+    writer.tensor("\u{1b}x", &[32], GgmlType::F32).expect("a valid shape");
+    check(outcome(&Q8.bytes_of(&writer)), &["tensor \\u{1b}x is not part"]);
+}
+
+#[test]
 fn the_keys_of_a_family_begin_with_its_name() {
     for tiny in FAMILIES {
         let name = tiny.family.name();

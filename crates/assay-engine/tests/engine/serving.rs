@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::Duration;
 
 use assay_engine::{
-    Engine, EngineEvent, EngineOptions, JobFailure, Model, Shutdown, SinkState, StartError, SubmitError,
+    Engine, EngineEvent, EngineOptions, JobFailure, Model, Payer, Shutdown, SinkState, StartError, SubmitError,
 };
 use assay_gguf::Gguf;
 use assay_testkit::models::{TinyLlama, tiny_llama};
@@ -380,4 +380,27 @@ fn a_crowd_of_readers_quitters_and_leavers_gets_the_right_tokens() {
         let stats = engine.stats();
         assert_eq!((stats.running, stats.queued, stats.kv_blocks), (0, 0, 0), "seed {seed}");
     }
+}
+
+#[test]
+fn the_payer_with_the_fewest_jobs_is_next() {
+    let model = Q8.model();
+    let engine = engine(&model, EngineOptions { sequences_max: 2, ..options() });
+    let (gate, _events) = gated(&engine, &job(4, 200, 0));
+    gate.wait();
+    let (sender, order) = mpsc::sync_channel(16);
+    // The gated job is the default payer's; it goes on beside all of these.
+    for (i, payer) in [0, 0, 1, 1, 0].into_iter().enumerate() {
+        let sender = sender.clone();
+        let sink = move |event| {
+            if let EngineEvent::Done { .. } = event {
+                let _ = sender.try_send(i);
+            }
+            SinkState::Ready
+        };
+        engine.submit_for(Payer([payer; 20]), &job(4, 3, i as u64), Box::new(sink)).expect("there is room");
+    }
+    drop(sender);
+    gate.open();
+    assert_eq!(order.iter().collect::<Vec<_>>(), [2, 3, 0, 1, 4]);
 }

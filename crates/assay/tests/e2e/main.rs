@@ -1,5 +1,6 @@
 //! End to end: the binary as a user runs it.
 
 mod cli;
+mod machine;
 mod network;
 mod support;

@@ -1,0 +1,40 @@
+//! Bodies of requests to the gateway.
+
+use crate::limit::bounded;
+use assay_api::{ChatRequest, CompletionRequest, Limits};
+use assay_types::{B256, JobLimits, ModelId};
+
+/// Bytes that one byte of body may become: a list of empty objects is the worst.
+const GROWTH_MAX: usize = 256;
+
+pub fn run(data: &[u8]) {
+    let bytes_max = GROWTH_MAX * data.len() + (1 << 16);
+    let limits = Limits::default();
+    let chat = bounded("a chat request", bytes_max, || ChatRequest::parse(data, &limits));
+    if let Ok(request) = chat {
+        assert!(!request.messages.is_empty() && request.messages.len() <= limits.messages_max);
+    }
+    if let Ok(request) = bounded("a completion request", bytes_max, || CompletionRequest::parse(data)) {
+        let job = request.options.job(ModelId(B256::ZERO), vec![1], 16, 1, B256::ZERO);
+        // Whatever the parser let through is within what a provider accepts.
+        let limits = JobLimits { vocab_size: 2, context_length: u32::MAX };
+        if job.max_tokens < u32::MAX {
+            job.validate(&limits).expect("options were checked");
+        }
+        let _ = job.request_hash();
+    }
+}
+
+pub fn seeds() -> Vec<Vec<u8>> {
+    [
+        r#"{"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"a\u00e9"}]}],"max_tokens":5,"temperature":0.7,"top_p":0.9,"stop":["x","\n"],"seed":-3,"stream":true,"stream_options":{"include_usage":true}}"#,
+        r#"{"model":"m","prompt":"hi","max_completion_tokens":4294967295,"top_k":-1,"ignore_eos":true,"n":1,"logit_bias":{}}"#,
+        r#"{"model":"m","prompt":[1,2,3],"seed":18446744073709551615,"temperature":1e-7,"top_p":1e300}"#,
+        r#"{"model":"m","prompt":[[1]],"provider":{"only":["0x0000000000000000000000000000000000000001"],"ignore":[]}}"#,
+        r#"{"model":"m","messages":[{"role":"user","content":"x","tool_calls":[]}],"tools":[],"response_format":{"type":"text"},"user":"u"}"#,
+        r#"{"a":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}"#,
+        r#"{"model":"m","model":"n","messages":[{}]}"#,
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
+}
