@@ -2,11 +2,29 @@
 
 use std::arch::x86_64::*;
 
-pub(crate) use super::k_avx512::{k_groups, quantize_super};
+pub(crate) use super::k_avx512::quantize_super;
 pub(crate) use super::q8_avx512::{q8_groups, quantize};
+use super::{k_avx512, k_avx512_half};
+use crate::acts::ActSuperBlock;
 use crate::float_kernels::float_kernels;
+use crate::k_matrix::KWeights;
 
 type V = __m512;
+
+/// Products in the K formats: groups `groups` times all tokens of `x: [m, n_blocks]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+pub(crate) fn k_groups<const HIGH: usize, const SCALES: usize, const MINS: usize>(
+    w: &KWeights<HIGH, SCALES, MINS>,
+    groups: Range<usize>,
+    x: &[ActSuperBlock],
+    out: &mut Columns<'_>,
+) {
+    if x.len() == w.n_blocks {
+        k_avx512_half::k_groups(w, groups, x, out);
+    } else {
+        k_avx512::k_groups(w, groups, x, out);
+    }
+}
 
 #[inline]
 #[target_feature(enable = "avx512f")]

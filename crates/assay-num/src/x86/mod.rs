@@ -10,6 +10,7 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 mod k_avx2;
 mod k_avx512;
+mod k_avx512_half;
 mod k_avx_vnni;
 mod q8_avx2;
 mod q8_avx512;

@@ -1,0 +1,36 @@
+//! Products in the K formats of one token, with AVX-512 VNNI in registers of half the width.
+//!
+//! They read memory faster than those of the whole width: a group is two chains of sums that share one stream of memory.
+//! 4096 x 4096 on one Zen 5 core: `Q6_K` 38 instead of 33 GB/s, `Q5_K` 39 instead of 36, `Q4_K` 44 instead of 42.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::ask;
+use super::k_avx2::{
+    float_scale, float_zero, fma, fnma, four, high, lift, load, low, pairs, sub32, two, widened as scales, write, zero,
+};
+use crate::acts::ActSuperBlock;
+use crate::k_kernels::{k_kernels, within_group};
+use crate::k_matrix::KWeights;
+use crate::matmul::Columns;
+
+k_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c", parts: 2, tiles: [2, 1, 1, 1], early: false);
+
+#[inline]
+#[target_feature(enable = "avx512vl,avx512vnni")]
+fn mac(sum: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+    _mm256_dpbusd_epi32(sum, weights, x)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scale(total: __m256i, sum: __m256i, scales: __m256i) -> __m256i {
+    _mm256_add_epi32(total, _mm256_mullo_epi32(sum, scales))
+}
+
+#[inline]
+#[target_feature(enable = "avx512vl,avx512vnni")]
+fn mac_pairs(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    _mm256_dpwssd_epi32(sum, a, b)
+}
