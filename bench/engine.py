@@ -1,6 +1,6 @@
 """The engine against llama.cpp: prefill and decode tokens/s, both programs in turns in one run, with the same threads.
 
-Usage: engine.py PATH_OF_ASSAY [OPTIONS]; see --help. All of it takes about half an hour on two cores, 4 GB of disk in the
+Usage: engine.py PATH_OF_ASSAY [OPTIONS]; see --help. All of it takes about half an hour on two cores, 5 GB of disk in the
 temporary folder and 6 GB of memory; no part runs longer than its number of rounds says.
 
 llama.cpp is the PyPI source distribution llama-cpp-python, compiled for this machine. For each model and
