@@ -8,8 +8,12 @@ use anyhow::bail;
 use std::process::Command;
 
 /// Each benchmark: its name and the script that runs it; every script writes bench/record/NAME.json.
-const BENCHES: &[(&str, &str)] =
-    &[("engine", "bench/engine.py"), ("latency", "bench/latency.py"), ("gateway", "bench/gateway.py")];
+const BENCHES: &[(&str, &str)] = &[
+    ("engine", "bench/engine.py"),
+    ("latency", "bench/latency.py"),
+    ("faithful", "bench/faithful.py"),
+    ("gateway", "bench/gateway.py"),
+];
 
 /// Runs the named benchmarks, or all of them. Arguments from the first option on go to the script, of which there must
 /// then be one.
@@ -19,7 +23,8 @@ pub fn run(args: &[&str]) -> anyhow::Result<()> {
         bail!("options are those of one benchmark: name it before them");
     }
     if let Some(unknown) = names.iter().find(|n| !BENCHES.iter().any(|(b, _)| b == *n)) {
-        bail!("no benchmark {unknown:?}; there are engine, latency, gateway");
+        let known: Vec<&str> = BENCHES.iter().map(|(name, _)| *name).collect();
+        bail!("no benchmark {unknown:?}; there are {}", known.join(", "));
     }
     shell::run(
         Command::new("cargo").args(["build", "--release", "--locked", "--package", "assay"]).current_dir(root()),
