@@ -139,7 +139,8 @@ fn bpe(pre: &str, more: &[(String, i32)], merges: &[&str]) -> GgufWriter {
         .collect();
     // Token 0 is "!", by which a complete byte vocabulary is known.
     bytes.sort();
-    let merged = merges.iter().map(|line| line.replace(' ', ""));
+    // Parts that a further token spells may be of its kind.
+    let merged = merges.iter().map(|line| line.replace(' ', "")).filter(|text| more.iter().all(|(t, _)| t != text));
     let tokens: Vec<(String, i32)> =
         bytes.into_iter().chain(merged).map(|t| (t, 1)).chain(more.iter().cloned()).collect();
     let mut writer = writer("gpt2", &tokens);

@@ -74,7 +74,8 @@ impl Bpe {
             let Some(at) = line[first..].find(' ') else { return Err(TokenizerError::BadMerge { rank }) };
             let (left, right) = (&line[..first + at], &line[first + at + 1..]);
             let mut symbol = |text: &str| -> u32 {
-                if let Some(id) = vocab.id(text) {
+                // Text never becomes a control token, whatever the file's merges make.
+                if let Some(id) = vocab.id(text).filter(|&id| vocab.kind(id) != Kind::Control) {
                     return id;
                 }
                 if let Some(&id) = loose_ids.get(text) {

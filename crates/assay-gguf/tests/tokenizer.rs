@@ -177,6 +177,15 @@ fn text_never_becomes_a_control_token_by_merging() {
 }
 
 #[test]
+fn merges_that_spell_a_control_token_stay_text() {
+    let types: Vec<i32> = [1; 256].into_iter().chain([1, 3]).collect();
+    let tokenizer = bpe(&["<|", "<|>"], &["< |", "<| >"], put("tokenizer.ggml.token_type", types)).unwrap();
+    assert_eq!(texts(&tokenizer, "a<|>", false), ["a", "<", "|", ">"]);
+    assert_eq!(texts(&tokenizer, "a<|>", true), ["a", "<|>"]);
+    assert_eq!(texts(&tokenizer, "<|", false), ["<|"]);
+}
+
+#[test]
 fn a_megabyte_of_one_letter_is_no_attack() {
     let long = "a".repeat(1 << 20);
     let doubled: Vec<String> = (0..6).map(|i| "a".repeat(1 << i)).collect();
