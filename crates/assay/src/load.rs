@@ -82,19 +82,28 @@ pub fn open(name: &str) -> anyhow::Result<Opened> {
 /// What is wrong with the file or its name, or an `isa` this CPU does not have.
 pub fn load(name: &str, isa: Option<Isa>, cache: &CacheArgs) -> anyhow::Result<Arc<Model>> {
     ensure_isa(isa)?;
-    open(name)?.load(cache)
+    open(name)?.load(cache, LoadOptions::default())
 }
 
 /// Loads a file that is open already.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_file(file: ModelFile, isa: Option<Isa>, cache: &CacheArgs) -> anyhow::Result<Arc<Model>> {
+pub fn load_file(
+    file: ModelFile,
+    isa: Option<Isa>,
+    cache: &CacheArgs,
+    options: LoadOptions,
+) -> anyhow::Result<Arc<Model>> {
     ensure_isa(isa)?;
-    Opened { name: file.path().display().to_string(), source: Source::File(Box::new(file)) }.load(cache)
+    Opened { name: file.path().display().to_string(), source: Source::File(Box::new(file)) }.load(cache, options)
 }
 
-fn ensure_isa(isa: Option<Isa>) -> anyhow::Result<()> {
+/// Fails if this CPU does not have `isa`.
+///
+/// # Errors
+/// With what it has.
+pub fn ensure_isa(isa: Option<Isa>) -> anyhow::Result<()> {
     if let Some(isa) = isa {
         let have = || Isa::available().iter().map(Isa::to_string).collect::<Vec<_>>().join(", ");
         ensure!(Kernels::with_isa(isa).is_some(), "this CPU does not have {isa}; it has {}", have());
@@ -150,16 +159,16 @@ impl Opened {
     ///
     /// # Errors
     /// What is wrong with the model.
-    pub fn load(&self, cache: &CacheArgs) -> anyhow::Result<Arc<Model>> {
+    pub fn load(&self, cache: &CacheArgs, options: LoadOptions) -> anyhow::Result<Arc<Model>> {
         let model = match &self.source {
-            Source::Shipped(gguf, bytes) => Model::load(gguf, bytes),
-            Source::File(file) => load_kept(file, cache),
+            Source::Shipped(gguf, bytes) => Model::load_with(gguf, bytes, options, &mut |_, _| {}),
+            Source::File(file) => load_kept(file, cache, options),
         };
         model.with_context(|| format!("cannot load {}", self.name))
     }
 }
 
-fn load_kept(file: &ModelFile, cache: &CacheArgs) -> Result<Arc<Model>, LoadError> {
+fn load_kept(file: &ModelFile, cache: &CacheArgs, load_options: LoadOptions) -> Result<Arc<Model>, LoadError> {
     let dirs = cache.dirs(file.path());
     let options = WeightsOptions { dirs, len_min: WeightsOptions::LEN_MIN, threads: all_cores() };
     let mut hashing = Progress::new("hashing the model");
@@ -176,7 +185,7 @@ fn load_kept(file: &ModelFile, cache: &CacheArgs) -> Result<Arc<Model>, LoadErro
     let load = |store: &mut dyn PackedStore| {
         let mut progress = Progress::new("preparing the weights");
         let mut show = |done: u64, total: u64| progress.show(done, total);
-        Model::load_into(file.gguf(), file.bytes(), LoadOptions::default(), store, &mut show)
+        Model::load_into(file.gguf(), file.bytes(), load_options, store, &mut show)
     };
     WeightCache::new(file, &options).load(&mut said, load).map(|(model, _)| model)
 }

@@ -6,6 +6,7 @@ mod children;
 mod doctor;
 mod inventory;
 mod load;
+mod memory;
 mod models;
 mod provide;
 mod run;

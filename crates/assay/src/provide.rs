@@ -1,6 +1,7 @@
 //! `assay provide`: one provider as a process. `assay up` starts several of these; by hand it joins any network whose
 //! chain and contracts its configuration names.
 
+use crate::memory::MemoryArgs;
 use crate::stop::StopSignals;
 use crate::{load, say, start_logging, state};
 use anyhow::{Context, bail, ensure};
@@ -58,6 +59,9 @@ pub struct ProvideConfig {
     /// Where packed weights are kept.
     #[serde(default)]
     pub cache: load::CacheArgs,
+    /// How much memory it may take.
+    #[serde(default)]
+    pub memory: MemoryArgs,
 }
 
 /// Runs a provider until TERM or until its standard input ends; prints one JSON line when it is ready, one at the end.
@@ -82,12 +86,17 @@ async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
     let mut hashing = load::Progress::new("hashing the model");
     let manifest =
         ManifestCache::new(&config.manifests).manifest(&file, &mut |done, total| hashing.show(done, total))?;
-    let model = load::load_file(file, isa, &config.cache)?;
+    let options = EngineOptions { threads: config.threads, isa, ..EngineOptions::default() };
+    let share = config.memory.share(file.gguf(), &options, 1).context("cannot serve this model")?;
+    if let Some(statement) = share.statement() {
+        tracing::info!("{statement}");
+    }
+    let model = load::load_file(file, isa, &config.cache, share.load)?;
     let served = ServedModel {
         id: manifest.model_id(),
         name: config.model_name,
         model,
-        engine: EngineOptions { threads: config.threads, isa, ..EngineOptions::default() },
+        engine: EngineOptions { kv_tokens: share.kv_tokens, ..options },
         prices: config.prices,
     };
     let options = ClientOptions { chain_id: Some(config.addresses.chain_id), ..ClientOptions::default() };

@@ -12,8 +12,9 @@ use assay_num::Isa;
 use assay_types::{B256, Finish, Job, MICRO, ModelId, Sampling, TokenId};
 use serde_json::json;
 
-use crate::load::{CacheArgs, load};
-use crate::print;
+use crate::load::{self, CacheArgs};
+use crate::memory::MemoryArgs;
+use crate::{print, tell};
 
 /// Arguments of `assay run`.
 #[derive(Debug, clap::Args)]
@@ -54,6 +55,8 @@ pub struct RunArgs {
     pub isa: Option<Isa>,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Print one JSON object at the end instead of the text as it comes
     #[arg(long)]
     pub json: bool,
@@ -71,10 +74,16 @@ const MAX_TOKENS_DEFAULT: u32 = 512;
 /// Anything that keeps the text from being produced, in one line.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let model = load(&args.model, args.isa, &args.cache)?;
+    load::ensure_isa(args.isa)?;
+    let opened = load::open(&args.model)?;
+    let mut options = EngineOptions { isa: args.isa, sequences_max: 1, queue_depth: 1, ..EngineOptions::default() };
+    let share = args.memory.share(opened.gguf(), &options, 1).with_context(|| format!("cannot run {}", args.model))?;
+    if let Some(statement) = share.statement() {
+        tell(format_args!("{statement}\n"));
+    }
+    let model = opened.load(&args.cache, share.load)?;
     let load_time = started.elapsed();
     let job = job(&args, &model)?;
-    let mut options = EngineOptions { isa: args.isa, sequences_max: 1, queue_depth: 1, ..EngineOptions::default() };
     if let Some(threads) = args.threads {
         ensure!((1..=256).contains(&threads), "--threads is {threads}, allowed is 1 to 256");
         options.threads = threads;

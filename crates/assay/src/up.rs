@@ -5,6 +5,7 @@
 //! stopping: gateway (streams finish or are cut), providers (they claim), balances, chain.
 
 use crate::children::{Ready, Supervised};
+use crate::memory::{MemoryArgs, Share};
 use crate::provide::ProvideConfig;
 use crate::state::{self, NetworkFile, State};
 use crate::stop::StopSignals;
@@ -15,7 +16,7 @@ use assay_chain::{
     ChainClient, ChainOptions, ClientOptions, DeployParams, EmbeddedChain, Genesis, LOCAL_CHAIN_ID, Network,
     deploy_local,
 };
-use assay_engine::ModelConfig;
+use assay_engine::{EngineOptions, ModelConfig};
 use assay_gateway::{Gateway, GatewayConfig, GatewayHandle, GatewayModel};
 use assay_net::AddressPolicy;
 use assay_store::{ManifestCache, ModelFile};
@@ -65,6 +66,8 @@ pub struct UpArgs {
     isa: Vec<assay_num::Isa>,
     #[command(flatten)]
     cache: load::CacheArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Print one JSON line when ready and one when stopped
     #[arg(long)]
     json: bool,
@@ -118,10 +121,14 @@ async fn start(args: &UpArgs, progress: &Say) -> anyhow::Result<Running> {
     progress.say(&format!("chain {} at {chain_url}", chain.chain_id()));
 
     let path = shipped::resolve(&args.model, &state)?;
-    let model = gateway_model(&args.model, &path, &state)?;
+    let (model, share) = gateway_model(args, &path, &state)?;
+    if let Some(statement) = share.statement() {
+        progress.say(&format!("each of {} providers, {statement}", args.providers));
+    }
+    let memory = args.memory.as_shared(&share);
     let mut starting = vec![];
     for index in 0..args.providers {
-        starting.push(start_provider(args, index, &state, &network, &chain_url, &path, &model.name).await?);
+        starting.push(start_provider(args, index, &state, &network, &chain_url, (&path, &model.name), &memory).await?);
     }
     let gateway_key = state::load_or_create_key(&state.file("gateway.key"))?;
     if network.token.balance_of(gateway_key.address()).await? < Amount(GATEWAY_FUNDS.0 / 100) {
@@ -202,19 +209,22 @@ async fn contracts(state: &State, chain: &EmbeddedChain, deployer: &PrivateKeySi
     Ok(network)
 }
 
-fn gateway_model(name: &str, path: &Path, state: &State) -> anyhow::Result<GatewayModel> {
+/// What the gateway knows of the model, and what memory each provider may take for it.
+fn gateway_model(args: &UpArgs, path: &Path, state: &State) -> anyhow::Result<(GatewayModel, Share)> {
+    let name = &args.model;
     let file = ModelFile::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let cache = ManifestCache::new(state.dir("models")?);
     let mut hashing = load::Progress::new("hashing the model");
     let manifest = cache.manifest(&file, &mut |done, total| hashing.show(done, total))?;
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).context("a model file has a name")?;
-    let shown = if name == shipped::NAME { name.to_owned() } else { stem.clone() };
+    let shown = if name == shipped::NAME { name.clone() } else { stem.clone() };
     let aliases = if shown == stem { vec![] } else { vec![stem] };
     let refused = || format!("{} cannot be served", path.display());
     let model = GatewayModel::from_gguf(shown, aliases, manifest, file.gguf()).with_context(refused)?;
     // Said once here instead of once by each provider.
     ModelConfig::from_gguf(file.gguf(), u64::from(model.job_limits().vocab_size)).with_context(refused)?;
-    Ok(model)
+    let share = args.memory.share(file.gguf(), &EngineOptions::default(), args.providers).with_context(refused)?;
+    Ok((model, share))
 }
 
 async fn start_provider(
@@ -223,8 +233,8 @@ async fn start_provider(
     state: &State,
     network: &Network,
     chain_url: &str,
-    model: &Path,
-    model_name: &str,
+    (model, model_name): (&Path, &str),
+    memory: &MemoryArgs,
 ) -> anyhow::Result<Supervised> {
     let name = format!("provider-{}", index + 1);
     let dir = state.dir(&name)?;
@@ -260,6 +270,7 @@ async fn start_provider(
         },
         isa: (!args.isa.is_empty()).then(|| args.isa[in_turn(args.isa.len())].to_string()),
         cache: args.cache.absolute().context("--cache-dir")?,
+        memory: memory.clone(),
     };
     let path = dir.join("config.json");
     state::write_json(&path, &config)?;

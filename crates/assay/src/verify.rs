@@ -4,7 +4,7 @@ use crate::{load, one_line, say, start_logging, tell};
 use anyhow::{Context, bail};
 use assay_chain::client::Registry;
 use assay_chain::{ChainClient, ClientOptions, PrivateKeySigner};
-use assay_engine::Runner;
+use assay_engine::{LoadOptions, Runner};
 use assay_types::{Address, Amount, ProviderId, ReceiptFile};
 use assay_verify::replay::{Unchecked, Verdict, replay};
 use assay_verify::statements::{self, Statements};
@@ -157,7 +157,9 @@ fn check_answer(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) 
     };
     let loaded = load::open(name)?;
     let found = loaded.manifest()?.model_id();
-    let model = loaded.load(&args.cache)?;
+    // However long it is, if the model allows it; the engine's default would refuse what others serve.
+    let context_max = file.job.prompt.len().saturating_add(file.job.max_tokens as usize);
+    let model = loaded.load(&args.cache, LoadOptions { context_max })?;
     let threads = args.threads.unwrap_or_else(load::all_cores);
     let mut runner = Runner::new(threads);
     match replay(file, statements, &model, found, &mut runner) {
