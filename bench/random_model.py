@@ -1,6 +1,6 @@
 """Writes a Llama-architecture GGUF with random weights: shape and formats decide the speed, the values do not.
 
-Usage: random_model.py OUT.gguf SHAPE FORMAT. Shapes: 0.35b, 1.5b. Formats: Q8_0; Q4_K, the mix of a Q4_K_M file: Q6_K in
+Usage: random_model.py OUT.gguf SHAPE FORMAT. Shapes: 0.35b, 1.5b, 7b. Formats: Q8_0; Q4_K, the mix of a Q4_K_M file: Q6_K in
 the output, in half of the layers also in attn_v and ffn_down, Q4_K in all other matrices.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 # Layers, width, heads, heads of keys and values, feed-forward, vocabulary, whether the output has a matrix of its own.
 SHAPES = {
     "0.35b": (24, 1024, 16, 16, 2816, 32_000, True),
+    "7b": (32, 4096, 32, 32, 11008, 32_000, True),
     "1.5b": (28, 1536, 12, 2, 8960, 151_936, False),
 }
 FORMATS = ("Q8_0", "Q4_K")

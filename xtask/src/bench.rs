@@ -13,6 +13,7 @@ const BENCHES: &[(&str, &str)] = &[
     ("latency", "bench/latency.py"),
     ("faithful", "bench/faithful.py"),
     ("gateway", "bench/gateway.py"),
+    ("load", "bench/load.py"),
 ];
 
 /// Runs the named benchmarks, or all of them. Arguments from the first option on go to the script, of which there must

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, Read as _};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use assay_engine::latency::{self, Crowd, Latency};
@@ -12,6 +12,7 @@ use assay_num::{Isa, Kernels};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::inventory::size;
 use crate::load::{CacheArgs, load};
 use crate::print;
 
@@ -20,24 +21,25 @@ use crate::print;
 pub struct BenchArgs {
     /// GGUF file, or the name of a shipped model (assay-tiny)
     pub model: String,
-    /// Print one JSON object instead of a table
+    /// Print a line with a JSON object for each combination instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Threads [default: as many as pay off for the model]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    /// Threads; as of the next three, several values are measured in all combinations [default: as many as pay off for
+    /// the model]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub threads: Vec<usize>,
     /// Prompt tokens of each sequence
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub prompt: usize,
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "256")]
+    pub prompt: Vec<usize>,
     /// Tokens each sequence decodes
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub r#gen: usize,
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "64")]
+    pub r#gen: Vec<usize>,
     /// Repetitions; the median counts
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub reps: usize,
     /// Sequences at once
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub concurrency: usize,
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
+    pub concurrency: Vec<usize>,
     /// Instruction set: scalar, avx2, avx-vnni, avx512, neon, dotprod, i8mm [default: the best]
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
@@ -52,6 +54,9 @@ pub struct BenchArgs {
 
 /// Prompt tokens per step.
 const PREFILL_CHUNK: usize = 256;
+
+/// Most combinations.
+const CASES_MAX: usize = 1000;
 
 /// Longest line of `--turns` in bytes.
 const TURN_BYTES: u64 = 4096;
@@ -89,28 +94,73 @@ enum Measure {
 /// A model that does not load, a workload that does not fit it, or repetitions that computed different logits.
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     ensure!((1..=1000).contains(&args.reps), "--reps is {}, allowed is 1 to 1000", args.reps);
+    let cases = cases(&args)?;
+    let started = Instant::now();
     let model = load(&args.model, args.isa, &args.cache)?;
+    let load_time = started.elapsed();
     if args.turns {
         return take_turns(&args, &model);
     }
-    let mut runner = runner(&model, args.threads, args.isa)?;
-    let workload = workload(args.prompt, args.r#gen, args.concurrency)?;
+    if !args.json {
+        let (load_ms, weights) = (load_time.as_millis(), size(model.weight_bytes() as u64));
+        print(&format!("{}: {weights} of weights a token, loaded in {load_ms} ms", args.model))?;
+        let rates = "tokens/s: median, min, max";
+        print(&format!("{:<9}{:>8}{:>5}{:>8}{:>6}  {:>26}  {:>26}", "", "", "", "", "", "prefill", "decode"))?;
+        print(&format!(
+            "{:<9}{:>8}{:>5}{:>8}{:>6}  {rates:>26}  {rates:>26}",
+            "isa", "threads", "seqs", "prompt", "gen"
+        ))?;
+    }
+    // Each line is printed when it is known.
+    cases.iter().try_for_each(|case| run_case(&args, &model, case, load_time))
+}
+
+/// One line of the table.
+struct Case {
+    threads: Option<usize>,
+    prompt: usize,
+    r#gen: usize,
+    concurrency: usize,
+}
+
+/// All combinations, the leftmost argument changing slowest.
+fn cases(args: &BenchArgs) -> anyhow::Result<Vec<Case>> {
+    let threads: Vec<Option<usize>> =
+        if args.threads.is_empty() { vec![None] } else { args.threads.iter().copied().map(Some).collect() };
+    let mut cases = vec![];
+    for threads in threads {
+        for &concurrency in &args.concurrency {
+            for &prompt in &args.prompt {
+                cases.extend(args.r#gen.iter().map(|&r#gen| Case { threads, prompt, r#gen, concurrency }));
+            }
+        }
+    }
+    ensure!((1..=CASES_MAX).contains(&cases.len()), "{} combinations, allowed are {CASES_MAX}", cases.len());
+    Ok(cases)
+}
+
+fn run_case(args: &BenchArgs, model: &Model, case: &Case, load_time: Duration) -> anyhow::Result<()> {
+    let Case { threads, prompt, r#gen, concurrency } = *case;
+    let mut runner = runner(model, threads, args.isa)?;
+    let workload = workload(prompt, r#gen, concurrency)?;
     // The first repetition pays for page faults and buffers; it is checked but not counted.
-    let first = measure(&model, &mut runner, &workload)?;
-    let timings = (0..args.reps).map(|_| measure(&model, &mut runner, &workload)).collect::<Result<Vec<_>, _>>()?;
+    let first = measure(model, &mut runner, &workload)?;
+    let timings = (0..args.reps).map(|_| measure(model, &mut runner, &workload)).collect::<Result<Vec<_>, _>>()?;
     let same = timings.iter().all(|timing| timing.logits_hash == first.logits_hash);
     ensure!(same, "two repetitions computed different logits: this is a bug");
 
-    let prefill = rates(&timings, args.prompt * args.concurrency, |timing| timing.prefill);
-    let decode = rates(&timings, args.r#gen * args.concurrency, |timing| timing.decode);
+    let prefill = rates(&timings, prompt * concurrency, |timing| timing.prefill);
+    let decode = rates(&timings, r#gen * concurrency, |timing| timing.decode);
+    let (isa, threads) = (runner.isa().to_string(), runner.threads());
     if args.json {
         let report = json!({
             "model": args.model,
-            "isa": runner.isa().to_string(),
-            "threads": runner.threads(),
-            "prompt": args.prompt,
-            "gen": args.r#gen,
-            "concurrency": args.concurrency,
+            "isa": isa,
+            "threads": threads,
+            "prompt": prompt,
+            "gen": r#gen,
+            "concurrency": concurrency,
+            "load_ms": load_time.as_millis() as u64,
             "weight_bytes": model.weight_bytes(),
             "logits_hash": format!("{:016x}", first.logits_hash),
             "prefill_tokens_per_s": median(&prefill),
@@ -118,19 +168,16 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
             "prefill_tokens_per_s_reps": prefill,
             "decode_tokens_per_s_reps": decode,
         });
-        print(&report.to_string())?;
-    } else {
-        let (isa, threads) = (runner.isa(), runner.threads());
-        print(&format!("{}: {isa} on {threads} threads, {} sequences", args.model, args.concurrency))?;
-        print(&format!("{:<10}{:>12}{:>14}{:>14}{:>14}", "", "tokens", "median tok/s", "min", "max"))?;
-        for (name, n, rates) in [("prefill", args.prompt, &prefill), ("decode", args.r#gen, &decode)] {
-            let (min, max) =
-                rates.iter().fold((f64::MAX, 0.0_f64), |(min, max), rate| (min.min(*rate), max.max(*rate)));
-            let n_all = n * args.concurrency;
-            print(&format!("{name:<10}{n_all:>12}{:>14.1}{min:>14.1}{max:>14.1}", median(rates)))?;
-        }
+        return print(&report.to_string());
     }
-    Ok(())
+    let (prefill, decode) = (spread(&prefill), spread(&decode));
+    print(&format!("{isa:<9}{threads:>8}{concurrency:>5}{prompt:>8}{gen:>6}  {prefill:>26}  {decode:>26}", gen = r#gen))
+}
+
+/// Median, least and most.
+fn spread(rates: &[f64]) -> String {
+    let (min, max) = rates.iter().fold((f64::MAX, 0.0_f64), |(min, max), rate| (min.min(*rate), max.max(*rate)));
+    format!("{:.1} {min:>8.1} {max:>8.1}", median(rates))
 }
 
 fn runner(model: &Model, threads: Option<usize>, isa: Option<Isa>) -> anyhow::Result<Runner> {
@@ -163,9 +210,10 @@ fn take_turns(args: &BenchArgs, model: &Arc<Model>) -> anyhow::Result<()> {
 
 fn take_turn(args: &BenchArgs, model: &Arc<Model>, turn: &Turn) -> anyhow::Result<serde_json::Value> {
     let isa = turn.isa.as_ref().map(|name| name.parse::<Isa>()).transpose()?.or(args.isa);
-    let mut runner = runner(model, turn.threads.or(args.threads), isa)?;
-    let (n_prompt, n_decode) = (turn.prompt.unwrap_or(args.prompt), turn.r#gen.unwrap_or(args.r#gen));
-    let n_sequences = turn.concurrency.unwrap_or(args.concurrency);
+    let mut runner = runner(model, turn.threads.or(args.threads.first().copied()), isa)?;
+    // There is a first one: `cases` has seen to it.
+    let (n_prompt, n_decode) = (turn.prompt.unwrap_or(args.prompt[0]), turn.r#gen.unwrap_or(args.r#gen[0]));
+    let n_sequences = turn.concurrency.unwrap_or(args.concurrency[0]);
     let rate = |n: usize, time: Duration| (n * n_sequences) as f64 / time.as_secs_f64();
     Ok(match turn.measure {
         Measure::Speed => {

@@ -56,6 +56,25 @@ fn a_message_can_not_end_its_turn() {
 }
 
 #[test]
+fn bench_measures_every_combination() {
+    let model = shipped("assay-tiny-q8_0.gguf");
+    let args = ["bench", model.to_str().expect("a path"), "--reps", "1", "--threads", "1,2", "--prompt", "4,8"];
+    let more = ["--gen", "2", "--concurrency", "1,3"];
+    let (status, out, err) = run(&[&args[..], &more, &["--json"]].concat());
+    assert_eq!(status, 0, "{err}");
+    let rows: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let of = |row: &Value| ["threads", "concurrency", "prompt"].map(|key| row[key].as_u64().expect("a number"));
+    let expect = [1, 2].into_iter().flat_map(|t| [1, 3].into_iter().flat_map(move |c| [4, 8].map(|p| [t, c, p])));
+    assert_eq!(rows.iter().map(of).collect::<Vec<_>>(), expect.collect::<Vec<_>>());
+    // The logits do not depend on the threads.
+    assert!((0..4).all(|i| rows[i]["logits_hash"] == rows[i + 4]["logits_hash"]), "{out}");
+    let (status, table, err) = run(&[&args[..], &more].concat());
+    assert_eq!((status, table.lines().count()), (0, 3 + 8), "{table} {err}");
+    let (status, _, err) = run(&[&args[..4], &["--threads", "0"]].concat());
+    assert!(status == 1 && err.contains("0 threads"), "{err}");
+}
+
+#[test]
 fn nobody_reading_is_no_error_and_a_full_disk_is_one() {
     let model = shipped("assay-tiny-q8_0.gguf");
     let model = model.to_str().expect("a path");
