@@ -80,7 +80,10 @@ pub struct Window {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Another architecture.
-    #[error("general.architecture is \"{found}\"; this engine runs {}", Family::names())]
+    #[error(
+        "general.architecture is \"{found}\"; this engine writes text with {} and embeds it with \"bert\"",
+        Family::names()
+    )]
     Architecture {
         /// The stated architecture.
         found: String,
@@ -397,7 +400,7 @@ impl Keys<'_> {
     }
 }
 
-fn string(gguf: &Gguf, key: &str) -> Result<Option<String>, ConfigError> {
+pub(crate) fn string(gguf: &Gguf, key: &str) -> Result<Option<String>, ConfigError> {
     let value = gguf.str(key).map_err(|source| ConfigError::Key { key: key.to_owned(), source })?;
     Ok(value.map(str::to_owned))
 }

@@ -17,6 +17,7 @@ mod choose;
 mod compute;
 mod config;
 mod drive;
+pub mod encoder;
 mod engine;
 mod family;
 mod forward;

@@ -212,7 +212,7 @@ impl Model {
         let context = config.context.min(options.context_max.max(1));
         let mut loader = Loader::new(gguf, bytes, store, progress);
         let weights = loader.weights(&config, context)?;
-        loader.finish(&config)?;
+        loader.finish(config.family.name())?;
         Ok(Arc::new(Model {
             config,
             context,
@@ -277,7 +277,7 @@ impl Model {
 }
 
 /// Takes tensors out of a file, each once.
-struct Loader<'a> {
+pub(crate) struct Loader<'a> {
     gguf: &'a Gguf,
     bytes: &'a [u8],
     taken: HashSet<&'a str>,
@@ -288,7 +288,7 @@ struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    fn new(
+    pub fn new(
         gguf: &'a Gguf,
         bytes: &'a [u8],
         store: &'a mut dyn PackedStore,
@@ -348,13 +348,13 @@ impl<'a> Loader<'a> {
     }
 
     /// One matrix `[rows, k]`.
-    fn matrix(&mut self, name: &str, rows: usize, k: usize) -> Result<Matrix, LoadError> {
+    pub fn matrix(&mut self, name: &str, rows: usize, k: usize) -> Result<Matrix, LoadError> {
         let (tensor, data) = self.take(name, &[k as u64, rows as u64])?;
         self.place(name, tensor.ty, (rows, k), &[data])
     }
 
     /// Matrices of equal width `k`, one below the other as one if they have one format.
-    fn stack(&mut self, parts: &[(String, usize)], k: usize) -> Result<Stack, LoadError> {
+    pub fn stack(&mut self, parts: &[(String, usize)], k: usize) -> Result<Stack, LoadError> {
         let taken = parts
             .iter()
             .map(|(name, rows)| Ok((name, *rows, self.take(name, &[k as u64, *rows as u64])?)))
@@ -389,7 +389,7 @@ impl<'a> Loader<'a> {
     }
 
     /// A norm's weights or another short vector, widened to f32 exactly.
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let (tensor, data) = self.take(name, &[len as u64])?;
         match tensor.ty {
             GgmlType::F32 => Ok(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
@@ -420,9 +420,9 @@ impl<'a> Loader<'a> {
     }
 
     /// Fails if the file has a tensor nobody took.
-    fn finish(&self, config: &ModelConfig) -> Result<(), LoadError> {
+    pub fn finish(&self, family: &'static str) -> Result<(), LoadError> {
         match self.gguf.tensors().iter().find(|tensor| !self.taken.contains(tensor.name.as_str())) {
-            Some(tensor) => Err(LoadError::UnknownTensor { family: config.family.name(), name: shown(&tensor.name) }),
+            Some(tensor) => Err(LoadError::UnknownTensor { family, name: shown(&tensor.name) }),
             None => Ok(()),
         }
     }

@@ -1,5 +1,6 @@
 //! Test support: tiny models, virtual peers, vectors for the judge.
 
+pub mod encoders;
 #[cfg(feature = "peers")]
 pub mod fake_provider;
 pub mod judge_vectors;

@@ -23,7 +23,7 @@ pub enum Format {
 }
 
 impl Format {
-    fn ggml(self) -> GgmlType {
+    pub(crate) fn ggml(self) -> GgmlType {
         match self {
             Self::F32 => GgmlType::F32,
             Self::F16 => GgmlType::F16,
@@ -383,7 +383,7 @@ fn fill_row(model: &TinyLlama, tensor: &TensorSpec, row: u64, values: &mut [f32]
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
-fn mix(value: u64) -> u64 {
+pub(crate) fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
