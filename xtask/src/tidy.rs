@@ -15,6 +15,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("assay-protocol", 1),
     ("assay-api", 1),
     ("assay-engine", 2),
+    ("assay-import", 2),
     ("assay-store", 2),
     ("assay-net", 2),
     ("assay-chain", 2),

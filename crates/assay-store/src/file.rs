@@ -77,6 +77,37 @@ impl ModelFile {
     }
 }
 
+/// Any file, mapped. What [`ModelFile`] says about writing to it holds here, too.
+#[derive(Debug)]
+pub struct MappedFile {
+    /// None of an empty file, which cannot be mapped.
+    map: Option<Map>,
+}
+
+impl MappedFile {
+    /// Maps `path`.
+    ///
+    /// # Errors
+    /// [`StoreError`], with the path.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let path = path.as_ref();
+        let read = |source| StoreError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read)?;
+        let metadata = file.metadata().map_err(read)?;
+        if !metadata.is_file() {
+            return Err(StoreError::NotAFile { path: path.to_owned() });
+        }
+        let map = if metadata.len() == 0 { None } else { Some(Map::whole(&file).map_err(read)?) };
+        Ok(Self { map })
+    }
+
+    /// The whole file.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_ref().map_or(&[], AsRef::as_ref)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +123,18 @@ mod tests {
         assert_eq!(file.bytes(), bytes);
         assert_eq!(file.gguf().architecture().unwrap(), "llama");
         assert_eq!(file.path(), path);
+    }
+
+    #[test]
+    fn any_file_is_mapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        for content in [&b""[..], b"abc"] {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(MappedFile::open(&path).unwrap().bytes(), content);
+        }
+        assert!(matches!(MappedFile::open(dir.path()).unwrap_err(), StoreError::NotAFile { .. }));
+        assert!(matches!(MappedFile::open(dir.path().join("y")).unwrap_err(), StoreError::Read { .. }));
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod merkle;
 mod weights;
 
 pub use cache::ManifestCache;
-pub use file::ModelFile;
+pub use file::{MappedFile, ModelFile};
 pub use manifest::{ROPE_POSITIONS_MAX, manifest, manifest_of};
 pub use merkle::{LEAF_LEN, MerkleTree};
 pub use weights::{
