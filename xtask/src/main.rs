@@ -11,7 +11,7 @@ mod tidy;
 
 const HELP: &str = "cargo xtask COMMAND
 
-  test [STEP ...]   every test: tidy, rust, arm, tokenizers, files, fuzz, contracts, clients (all
+  test [STEP ...]   every test: tidy, rust, arm, tokenizers, files, fuzz, contracts, embeddings, clients (all
                     without STEP); --without STEP leaves one out
   tidy              the rules of docs/ARCHITECTURE.md that a program can check
   fuzz [TARGET ...] [--runs N | --seconds N]

@@ -17,6 +17,7 @@ const STEPS: &[(&str, Step)] = &[
     ("files", files),
     ("fuzz", fuzz),
     ("contracts", contracts),
+    ("embeddings", embeddings),
     ("clients", clients),
 ];
 
@@ -104,6 +105,15 @@ fn contracts() -> anyhow::Result<()> {
     shell::run(Command::new("npm").args(["run", "--silent", "check"]).current_dir(&dir))
 }
 
+/// A published encoder, as its PyPI package brings it, against what that package computes.
+fn embeddings() -> anyhow::Result<()> {
+    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    let dir = root().join("tests/embeddings");
+    // The package's dependencies are gigabytes of another engine, which its weights do not need.
+    let python = python_with(&dir, &["--no-deps"])?;
+    shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))
+}
+
 /// Stock OpenAI clients in Python and JavaScript against a running network.
 fn clients() -> anyhow::Result<()> {
     cargo(&["build", "--release", "--locked", "--package", "assay"])?;
@@ -131,6 +141,10 @@ fn npm_ci(dir: &Path) -> anyhow::Result<()> {
 
 /// A virtual environment under the target folder with the pinned packages of `dir`; its interpreter.
 pub fn python(dir: &Path) -> anyhow::Result<PathBuf> {
+    python_with(dir, &[])
+}
+
+fn python_with(dir: &Path, options: &[&str]) -> anyhow::Result<PathBuf> {
     let requirements = dir.join("requirements.txt");
     let wanted = std::fs::read_to_string(&requirements).with_context(|| requirements.display().to_string())?;
     let name = dir.file_name().context("a folder has a name")?;
@@ -144,7 +158,9 @@ pub fn python(dir: &Path) -> anyhow::Result<PathBuf> {
         .context("the tests against peers need python3 with venv (Debian: apt-get install python3-venv)")?;
     shell::run(
         Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(options)
+            .arg("--requirement")
             .arg(&requirements),
     )?;
     std::fs::write(&stamp, wanted).with_context(|| stamp.display().to_string())?;

@@ -4,6 +4,8 @@
 mod bench;
 mod children;
 mod doctor;
+mod embed;
+mod import;
 mod inventory;
 mod load;
 mod memory;
@@ -37,6 +39,10 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// How fast a model runs on this machine
     Bench(bench::BenchArgs),
+    /// Vectors of texts from an encoder on this machine
+    Embed(embed::EmbedArgs),
+    /// A published model folder (safetensors) to a GGUF file
+    Import(import::ImportArgs),
     /// The models on this machine
     List(inventory::ListArgs),
     /// What a model is and what it needs
@@ -55,6 +61,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Verify(args) => return verify::run(&args),
         Command::Bench(args) => bench::run(args),
+        Command::Embed(args) => embed::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::List(args) => inventory::list(&args),
         Command::Show(args) => inventory::show(&args),
         Command::Rm(args) => inventory::rm(&args),
