@@ -46,5 +46,16 @@ contract ArtifactsTest is Base {
         _check("ProviderRegistry");
         _check("ModelRegistry");
         _check("TestUSD");
+        _check("Court");
+        _check("Judge");
+        _check("Trial");
+    }
+
+    function test_contractsFitOnAChain() public view {
+        string[3] memory names = ["Court", "Judge", "Trial"];
+        for (uint256 i = 0; i < 3; ++i) {
+            bytes memory code = vm.getDeployedCode(string.concat(names[i], ".sol:", names[i]));
+            vm.assertLe(code.length, 24_576, names[i]);
+        }
     }
 }

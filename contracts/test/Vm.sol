@@ -13,6 +13,8 @@ interface Vm {
     function getDeployedCode(string calldata artifact) external view returns (bytes memory runtimeCode);
     function deployCode(string calldata artifact) external returns (address);
     function deployCode(string calldata artifact, bytes calldata constructorArgs) external returns (address);
+    function getNonce(address account) external view returns (uint64);
+    function computeCreateAddress(address deployer, uint256 nonce) external pure returns (address);
     function assume(bool condition) external pure;
     function expectRevert(bytes4 selector) external;
     function expectRevert(bytes calldata data) external;
@@ -26,6 +28,9 @@ interface Vm {
     function assertEq(bytes calldata a, bytes calldata b, string calldata what) external pure;
     function assertLe(uint256 a, uint256 b, string calldata what) external pure;
     function assertTrue(bool condition, string calldata what) external pure;
+    function snapshotState() external returns (uint256 id);
+    function revertToState(uint256 id) external returns (bool success);
+    function snapshotValue(string calldata name, uint256 value) external;
     function snapshotGasLastCall(string calldata name) external returns (uint256);
     function readFile(string calldata path) external view returns (string memory);
     function readFileBinary(string calldata path) external view returns (bytes memory);

@@ -7,7 +7,19 @@ import { fileURLToPath } from 'node:url';
 
 const require = createRequire(import.meta.url);
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), '..');
-const CONTRACTS = ['BatchSettlement', 'Erc3009Collector', 'ProviderRegistry', 'ModelRegistry', 'TestUSD'];
+const CONTRACTS = [
+  'BatchSettlement',
+  'Erc3009Collector',
+  'ProviderRegistry',
+  'ModelRegistry',
+  'TestUSD',
+  'Court',
+  'Judge',
+  'Trial',
+];
+
+// As fast as it can be, the trial is larger than a chain takes; foundry.toml has the same exception.
+const OPTIMIZER_RUNS = { Trial: 2000 };
 
 // These are placed in genesis as runtime code: an immutable would be zero there.
 const GENESIS_PLACED = ['BatchSettlement', 'Erc3009Collector'];
@@ -21,10 +33,10 @@ function foundrySetting(toml, key) {
   return JSON.parse(line[1]);
 }
 
-function compilerInput() {
+function compilerInput(names, runs) {
   const toml = readFileSync(join(ROOT, 'foundry.toml'), 'utf8');
   const sources = Object.fromEntries(
-    CONTRACTS.map((name) => [`src/${name}.sol`, { content: readFileSync(join(ROOT, `src/${name}.sol`), 'utf8') }]),
+    names.map((name) => [`src/${name}.sol`, { content: readFileSync(join(ROOT, `src/${name}.sol`), 'utf8') }]),
   );
   return {
     language: 'Solidity',
@@ -32,7 +44,7 @@ function compilerInput() {
     settings: {
       evmVersion: foundrySetting(toml, 'evm_version'),
       viaIR: foundrySetting(toml, 'via_ir'),
-      optimizer: { enabled: foundrySetting(toml, 'optimizer'), runs: foundrySetting(toml, 'optimizer_runs') },
+      optimizer: { enabled: foundrySetting(toml, 'optimizer'), runs: runs ?? foundrySetting(toml, 'optimizer_runs') },
       metadata: {
         bytecodeHash: foundrySetting(toml, 'bytecode_hash'),
         appendCBOR: foundrySetting(toml, 'cbor_metadata'),
@@ -58,12 +70,18 @@ function readImport(path) {
 }
 
 function compile() {
+  const usual = CONTRACTS.filter((name) => !(name in OPTIMIZER_RUNS));
+  const groups = [compileGroup(usual), ...Object.entries(OPTIMIZER_RUNS).map(([name, runs]) => compileGroup([name], runs))];
+  return Object.fromEntries(groups.flat());
+}
+
+function compileGroup(names, runs) {
   const solc = require('solc');
-  const output = JSON.parse(solc.compile(JSON.stringify(compilerInput()), { import: readImport }));
+  const output = JSON.parse(solc.compile(JSON.stringify(compilerInput(names, runs)), { import: readImport }));
   const problems = (output.errors ?? []).filter((problem) => problem.errorCode !== TRANSIENT_STORAGE_WARNING);
   for (const problem of problems) process.stderr.write(problem.formattedMessage);
   if (problems.some((problem) => problem.severity === 'error')) throw new Error('src/ does not compile');
-  return Object.fromEntries(CONTRACTS.map((name) => [name, artifact(name, output.contracts[`src/${name}.sol`][name])]));
+  return names.map((name) => [name, artifact(name, output.contracts[`src/${name}.sol`][name])]);
 }
 
 function artifact(contractName, compiled) {
