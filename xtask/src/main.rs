@@ -17,7 +17,7 @@ const HELP: &str = "cargo xtask COMMAND
   fuzz [TARGET ...] [--runs N | --seconds N]
                     what strangers write, mutated: gguf, tokenizer, template, model, wire, request (all of them
                     without TARGET, a minute each without a bound)
-  bench [NAME ...]  measurements against peers, interleaved: engine, latency, faithful, gateway, load (all
+  bench [NAME ...]  measurements against peers, interleaved: engine, latency, faithful, gateway, load, embeddings (all
                     without NAME); results go to bench/record/; options after one NAME are those of its script
                     (--help)
 ";

@@ -144,7 +144,8 @@ pub fn python(dir: &Path) -> anyhow::Result<PathBuf> {
     python_with(dir, &[])
 }
 
-fn python_with(dir: &Path, options: &[&str]) -> anyhow::Result<PathBuf> {
+/// As [`python`], with options for pip's installation.
+pub fn python_with(dir: &Path, options: &[&str]) -> anyhow::Result<PathBuf> {
     let requirements = dir.join("requirements.txt");
     let wanted = std::fs::read_to_string(&requirements).with_context(|| requirements.display().to_string())?;
     let name = dir.file_name().context("a folder has a name")?;
