@@ -9,6 +9,7 @@ mod limit;
 pub mod gguf;
 pub mod model;
 pub mod request;
+pub mod safetensors;
 pub mod template;
 pub mod tokenizer;
 pub mod wire;

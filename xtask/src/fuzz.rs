@@ -9,8 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Each target and the longest input that makes sense for it; short ones are fast.
-const TARGETS: &[(&str, u32)] =
-    &[("gguf", 1024), ("tokenizer", 512), ("template", 512), ("model", 160), ("wire", 768), ("request", 512)];
+const TARGETS: &[(&str, u32)] = &[
+    ("gguf", 1024),
+    ("safetensors", 1024),
+    ("tokenizer", 512),
+    ("template", 512),
+    ("model", 160),
+    ("wire", 768),
+    ("request", 512),
+];
 
 /// Coverage as libFuzzer wants it, by the LLVM passes that stable rustc can run. Comparisons are not traced: that would
 /// take half of the time, the seeds have the numbers that matter, and texts are seen where memcmp compares them.

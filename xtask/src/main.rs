@@ -15,8 +15,8 @@ const HELP: &str = "cargo xtask COMMAND
                     without STEP); --without STEP leaves one out
   tidy              the rules of docs/ARCHITECTURE.md that a program can check
   fuzz [TARGET ...] [--runs N | --seconds N]
-                    what strangers write, mutated: gguf, tokenizer, template, model, wire, request (all of them
-                    without TARGET, a minute each without a bound)
+                    what strangers write, mutated: gguf, safetensors, tokenizer, template, model, wire, request
+                    (all of them without TARGET, a minute each without a bound)
   bench [NAME ...]  measurements against peers, interleaved: engine, latency, faithful, gateway, load, embeddings (all
                     without NAME); results go to bench/record/; options after one NAME are those of its script
                     (--help)

@@ -4,6 +4,22 @@ use serde_json::Value;
 
 use crate::ImportError;
 
+/// Longest piece of a file's text in a message.
+const SHOWN_LEN_MAX: usize = 160;
+
+/// What a message may repeat of a text that a file decides: not all of a long one, and no control characters.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN_LEN_MAX)
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .collect();
+    if text.chars().nth(SHOWN_LEN_MAX).is_some() {
+        shown.push_str("..");
+    }
+    shown
+}
+
 /// One parsed file.
 #[derive(Debug)]
 pub(crate) struct Json {
@@ -15,7 +31,7 @@ impl Json {
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Json, ImportError> {
         match serde_json::from_slice(bytes) {
             Ok(root) => Ok(Json { file: file.to_owned(), root }),
-            Err(error) => Err(ImportError::Json { file: file.to_owned(), reason: error.to_string() }),
+            Err(error) => Err(ImportError::Json { file: file.to_owned(), reason: shown(&error.to_string()) }),
         }
     }
 
@@ -66,12 +82,7 @@ impl Json {
 
     /// The error that the value at `path` is not what was `expected`.
     pub fn unexpected(&self, path: &str, expected: impl Into<String>) -> ImportError {
-        let mut found = self.get(path).map_or("missing".to_owned(), Value::to_string);
-        if found.len() > 80 {
-            let end = found.floor_char_boundary(80);
-            found.truncate(end);
-            found.push_str("..");
-        }
+        let found = shown(&self.get(path).map_or("missing".to_owned(), Value::to_string));
         ImportError::Value { file: self.file.clone(), key: path.to_owned(), found, expected: expected.into() }
     }
 

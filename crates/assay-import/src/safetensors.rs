@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use crate::json::shown;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -124,8 +125,8 @@ impl Safetensors {
         }
         // Bounded by the file, so both fit.
         let (json, data) = rest.split_at(header as usize);
-        let parsed: Header =
-            serde_json::from_slice(json).map_err(|error| SafetensorsError::Header { reason: error.to_string() })?;
+        let parsed: Header = serde_json::from_slice(json)
+            .map_err(|error| SafetensorsError::Header { reason: shown(&error.to_string()) })?;
         let mut tensors = Vec::with_capacity(parsed.0.len());
         for (name, entry) in parsed.0 {
             tensors.push(entry.check(name, data.len() as u64)?);

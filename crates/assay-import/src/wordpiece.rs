@@ -63,7 +63,12 @@ pub(crate) fn put(import: &mut Import<'_>, folder: &Folder<'_>, model: &Json, si
             None => {
                 let (file, key) = (TOKENIZER_CONFIG.to_owned(), (*name).to_owned());
                 let expected = "no token of the vocabulary has this text".to_owned();
-                return Err(ImportError::Value { file, key, found: format!("{text:?}"), expected });
+                return Err(ImportError::Value {
+                    file,
+                    key,
+                    found: crate::json::shown(&format!("{text:?}")),
+                    expected,
+                });
             }
         }
     }

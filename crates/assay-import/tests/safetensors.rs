@@ -32,6 +32,15 @@ fn a_file_gives_names_types_shapes_and_places() {
 }
 
 #[test]
+fn messages_show_no_control_characters_and_no_long_names() {
+    for key in ["\u{7f}\u{85}", &"x".repeat(5_000)] {
+        let header = format!(r#"{{"a":{{"{key}":1}}}}"#);
+        let message = Safetensors::parse(&file(&header, &[])).unwrap_err().to_string();
+        assert!(message.len() < 400 && !message.contains(char::is_control), "{message:?}");
+    }
+}
+
+#[test]
 fn what_contradicts_itself_is_named() {
     let check = |bytes: &[u8], expect: &str| {
         let error = Safetensors::parse(bytes).unwrap_err().to_string();
