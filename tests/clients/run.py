@@ -7,6 +7,7 @@ and `N passed, N failed` at the end.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,6 +90,67 @@ def python_checks(network):
         assert token not in job["parts"][0]["output"], job
         assert job["job"]["sampling"]["minPMicro"] == 50_000, job["job"]
 
+    def scored():
+        chat = {"logprobs": True, "top_logprobs": 3, "temperature": 0}
+        whole = client.chat.completions.create(model=model, messages=CAPITAL, **chat).choices[0]
+        tokens = whole.logprobs.content
+        assert b"".join(bytes(t.bytes) for t in tokens).decode() == whole.message.content, tokens
+        assert all(len(t.top_logprobs) == 3 and t.logprob <= 0 for t in tokens)
+        # Greedy takes the most likely token.
+        assert all(t.top_logprobs[0].token == t.token for t in tokens), tokens
+        streamed = client.chat.completions.create(model=model, messages=CAPITAL, stream=True, **chat)
+        again = [t for c in streamed if c.choices and c.choices[0].logprobs for t in c.choices[0].logprobs.content]
+        assert again == tokens
+        old = client.completions.create(model=model, prompt="Once upon a time", max_tokens=5, logprobs=2).choices[0]
+        assert "".join(old.logprobs.tokens) == old.text and len(old.logprobs.top_logprobs) == 5, old
+
+    def chooses():
+        ask = {"model": model, "messages": CAPITAL, "n": 3, "seed": 3, "temperature": 2}
+        whole = client.chat.completions.create(**ask)
+        texts = [choice.message.content for choice in whole.choices]
+        assert [choice.index for choice in whole.choices] == [0, 1, 2] and len(set(texts)) > 1, texts
+        assert texts[0] == client.chat.completions.create(**{**ask, "n": 1}).choices[0].message.content
+        streamed = ["", "", ""]
+        for chunk in client.chat.completions.create(**ask, stream=True):
+            for choice in chunk.choices:
+                streamed[choice.index] += choice.delta.content or ""
+        assert streamed == texts, (streamed, texts)
+
+    def follows_schema():
+        schema = {
+            "type": "object", "additionalProperties": False, "required": ["city", "big"],
+            "properties": {"city": {"type": "string", "maxLength": 12}, "big": {"type": "boolean"}},
+        }
+        form = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": schema}}
+        for ask in [{"temperature": 0}, {"temperature": 1, "seed": 4}]:
+            reply = client.chat.completions.create(model=model, messages=CAPITAL, response_format=form, **ask)
+            value = json.loads(reply.choices[0].message.content)
+            assert set(value) == {"city", "big"} and isinstance(value["big"], bool), value
+            assert reply.choices[0].finish_reason == "stop"
+        digits = client.chat.completions.create(
+            model=model, messages=CAPITAL, extra_body={"guided_regex": "[0-9]{3}-[0-9]{2}"}
+        )
+        assert re.fullmatch("[0-9]{3}-[0-9]{2}", digits.choices[0].message.content), digits
+
+    def calls_tool():
+        parameters = {
+            "type": "object", "additionalProperties": False, "required": ["city"],
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+        }
+        tools = [{"type": "function", "function": {"name": "rain", "parameters": parameters}}]
+        ask = {"model": model, "messages": CAPITAL, "tools": tools, "tool_choice": "required",
+               "parallel_tool_calls": False, "temperature": 0}
+        choice = client.chat.completions.create(**ask).choices[0]
+        assert choice.finish_reason == "tool_calls", choice
+        call = choice.message.tool_calls[0]
+        assert call.function.name == "rain" and json.loads(call.function.arguments)["city"] in ("Paris", "Rome"), call
+        name, arguments = "", ""
+        for chunk in client.chat.completions.create(**ask, stream=True):
+            for delta in (chunk.choices[0].delta.tool_calls or []) if chunk.choices else []:
+                name += delta.function.name or ""
+                arguments += delta.function.arguments or ""
+        assert (name, arguments) == (call.function.name, call.function.arguments), (name, arguments)
+
     def has_receipt():
         raw = client.chat.completions.with_raw_response.create(model=model, messages=CAPITAL, temperature=0)
         receipt = client.get(f"/receipts/{raw.headers['x-assay-receipt']}", cast_to=object)
@@ -118,6 +180,13 @@ def python_checks(network):
         ("python: max_tokens", limits_length),
         ("python: receipt of a reply", has_receipt),
         ("python: logit_bias and penalties", biased),
+        ("python: logprobs, whole, streamed and of completions", scored),
+        ("python: n choices, whole and streamed", chooses),
+        ("python: response_format json_schema and guided_regex", follows_schema),
+        ("python: a forced tool call, whole and streamed", calls_tool),
+        ("python: bad schema", refuses(openai.BadRequestError, lambda: chat(response_format={
+            "type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}),
+            param="response_format.json_schema.schema")),
         ("python: wrong key", refuses(openai.AuthenticationError, lambda: stranger.models.list(), code="invalid_api_key")),
         ("python: unknown model", refuses(openai.NotFoundError, lambda: chat(model="gpt-9"), code="model_not_found")),
         ("python: bad field", refuses(openai.BadRequestError, lambda: chat(temperature=-1), param="temperature")),

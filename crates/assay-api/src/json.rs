@@ -52,7 +52,12 @@ impl<'a> Fields<'a> {
 
     /// Like [`Self::take`], for a field that has to be there.
     pub(crate) fn require(&mut self, name: &str) -> Result<Field<'a>, RequestError> {
-        self.take(name).ok_or_else(|| RequestError::Missing { param: format!("{}{name}", self.path) })
+        self.take(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The error for a field that has to be there.
+    pub(crate) fn missing(&self, name: &str) -> RequestError {
+        RequestError::Missing { param: format!("{}{name}", self.path) }
     }
 
     /// Paths of the fields that nobody took and that are not `null`, sorted.
@@ -98,6 +103,11 @@ impl<'a> Field<'a> {
     pub(crate) fn equals(&self, json: &str) -> bool {
         let parse = |text| serde_json::from_str::<serde_json::Value>(text).ok();
         parse(self.raw.get()).is_some_and(|value| Some(value) == parse(json))
+    }
+
+    /// The value as it was written.
+    pub(crate) fn json(&self) -> &'a str {
+        self.raw.get()
     }
 
     pub(crate) fn bool(&self) -> Result<bool, RequestError> {

@@ -4,18 +4,25 @@
 //! become the integers of a [`Job`](assay_types::Job). Holds no socket, clock or randomness, knows no HTTP status
 //! and no tokenizer: the gateway maps [`RequestError`] to a status and hands in token ids, seed and nonce.
 
+mod constraint;
 mod error;
 mod json;
+mod logprobs;
 mod request;
 mod response;
 mod stream;
+mod tools;
 
+pub use constraint::Constraint;
 pub use error::{ErrorBody, ErrorObject, RequestError};
+pub use logprobs::{ChatLogprobs, CompletionLogprobs, Logprob, OutputLogprob, ScoredToken};
 pub use request::{
-    ChatRequest, CompletionRequest, Limits, MODEL_NAME_LEN_MAX, Message, Options, Prompt, Role, WARNINGS_MAX,
+    CHOICES_MAX, ChatRequest, CompletionRequest, Limits, MODEL_NAME_LEN_MAX, Message, Options, Prompt, Role,
+    WARNINGS_MAX,
 };
 pub use response::{
-    AssayInfo, AssistantMessage, ChatChoice, ChatCompletion, Completion, CompletionChoice, Ending, FinishReason, Head,
-    ModelCard, ModelList, Usage,
+    AssayInfo, AssistantMessage, ChatChoice, ChatCompletion, Choice, Completion, CompletionChoice, Ending,
+    FinishReason, Head, ModelCard, ModelList, Usage,
 };
-pub use stream::{DONE, StreamEncoder, StreamKind, error_event};
+pub use stream::{DONE, Logprobs, StreamEncoder, StreamKind, error_event};
+pub use tools::{FunctionCall, Tool, ToolCall, ToolChoice, Tooling};

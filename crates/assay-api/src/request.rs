@@ -5,8 +5,12 @@
 //! `warnings`, which the reply carries: nothing is dropped in silence.
 
 use crate::RequestError;
+use crate::constraint::Constraint;
 use crate::json::{Field, Fields};
-use assay_types::{B256, Job, LOGIT_BIAS_MAX, LogitBias, MICRO, ModelId, ProviderId, Sampling, TokenId};
+use crate::tools::{ToolCall, ToolChoice, Tooling, calls, tooling};
+use assay_types::{
+    B256, Job, LOGIT_BIAS_MAX, LogitBias, MICRO, ModelId, ProviderId, Sampling, TOP_LOGPROBS_MAX, TokenId,
+};
 
 /// Bounds on a request.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +33,8 @@ pub const MODEL_NAME_LEN_MAX: usize = 256;
 pub const WARNINGS_MAX: usize = 16;
 /// Output bound of `/v1/completions` where the request has none: the API's documented default.
 const COMPLETION_MAX_TOKENS: u32 = 16;
+/// Most choices of one request.
+pub const CHOICES_MAX: u32 = 16;
 /// Most providers in one filter.
 const PROVIDERS_MAX: usize = 64;
 /// Stop strings: a job's own bounds (`Job::validate`), checked here for an error with the field's path.
@@ -46,6 +52,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// The result of a call.
+    Tool,
 }
 
 impl Role {
@@ -56,6 +64,7 @@ impl Role {
             Self::System | Self::Developer => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -65,17 +74,23 @@ impl Role {
 pub struct Message {
     /// Who speaks.
     pub role: Role,
-    /// Text; several text parts are joined by a newline.
+    /// Text; several text parts are joined by a newline. Empty where the message only calls.
     pub content: String,
+    /// What the assistant called.
+    pub tool_calls: Vec<ToolCall>,
+    /// Which call this is the result of.
+    pub tool_call_id: Option<String>,
 }
 
 /// `POST /v1/chat/completions`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct ChatRequest {
     /// The model's name.
     pub model: String,
     /// At least one.
     pub messages: Vec<Message>,
+    /// Functions that the model may call.
+    pub tooling: Tooling,
     /// Everything else.
     pub options: Options,
 }
@@ -109,6 +124,8 @@ pub struct Options {
     pub include_usage: bool,
     /// Seed; a negative one counts modulo 2^64. `None`: the gateway draws one.
     pub seed: Option<u64>,
+    /// What the output has to look like.
+    pub constraint: Option<Constraint>,
     /// Stop strings: at most 16 of 1 to 256 bytes.
     pub stop: Vec<String>,
     /// Bound on output tokens, at least 1. `None`: what fits the context.
@@ -131,6 +148,10 @@ pub struct Options {
     pub logit_bias: Vec<LogitBias>,
     /// Go on after an end-of-generation token.
     pub ignore_eos: bool,
+    /// Log probabilities of output tokens, and of how many most likely ones; as in the job.
+    pub logprobs: Option<u8>,
+    /// Answers to give, 1 to [`CHOICES_MAX`].
+    pub n: u32,
     /// Only these providers may answer; empty: all.
     pub only: Vec<ProviderId>,
     /// These providers may not.
@@ -155,8 +176,18 @@ impl ChatRequest {
         }
         let mut ignored = Vec::new();
         let messages = list.iter().map(|item| message(item, &mut ignored)).collect::<Result<_, _>>()?;
-        let options = options(fields, ignored)?;
-        Ok(Self { model, messages, options })
+        let logprobs = chat_logprobs(&mut fields)?;
+        let tooling = tooling(&mut fields)?;
+        let options = Options { logprobs, ..options(fields, ignored)? };
+        let forces = matches!(tooling.choice, ToolChoice::Required | ToolChoice::Named(_));
+        if let Some(constraint) = options.constraint.as_ref().filter(|_| forces) {
+            let reason = format!("'{}' constrains the output already", constraint.param);
+            return Err(RequestError::invalid("tool_choice", reason));
+        }
+        if forces && options.ignore_eos {
+            return Err(RequestError::invalid("ignore_eos", "cannot be true with a 'tool_choice' that forces a call"));
+        }
+        Ok(Self { model, messages, tooling, options })
     }
 }
 
@@ -169,7 +200,8 @@ impl CompletionRequest {
         let mut fields = Fields::parse_body(body)?;
         let model = model_name(&mut fields)?;
         let prompt = prompt(&fields.require("prompt")?)?;
-        let mut options = options(fields, Vec::new())?;
+        let logprobs = completion_logprobs(&mut fields)?;
+        let mut options = Options { logprobs, ..options(fields, Vec::new())? };
         options.max_tokens.get_or_insert(COMPLETION_MAX_TOKENS);
         Ok(Self { model, prompt, options })
     }
@@ -195,8 +227,10 @@ impl Options {
                 seed: self.seed.unwrap_or(seed),
             },
             logit_bias: self.logit_bias.clone(),
+            grammar: self.constraint.as_ref().map(|constraint| constraint.grammar.clone()),
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
+            logprobs: self.logprobs,
             nonce,
         }
     }
@@ -219,19 +253,33 @@ fn message(item: &Field<'_>, ignored: &mut Vec<String>) -> Result<Message, Reque
         "developer" => Role::Developer,
         "user" => Role::User,
         "assistant" => Role::Assistant,
-        "tool" | "function" => return Err(role_field.unsupported("tool calls are not supported")),
-        _ => return Err(role_field.refuse("expected one of system, developer, user, assistant")),
+        "tool" => Role::Tool,
+        "function" => return Err(role_field.unsupported("the role is 'tool' by now")),
+        _ => return Err(role_field.refuse("expected one of system, developer, user, assistant, tool")),
     };
-    for name in ["tool_calls", "function_call", "audio"] {
+    let tool_calls = match fields.take("tool_calls").filter(|_| role == Role::Assistant) {
+        None => Vec::new(),
+        Some(field) => calls(&field)?,
+    };
+    let tool_call_id = match role {
+        Role::Tool => Some(fields.require("tool_call_id")?.string()?),
+        _ => None,
+    };
+    for name in ["function_call", "audio"] {
         if let Some(field) = fields.take(name)
             && !field.equals("[]")
         {
             return Err(field.unsupported("only text messages are supported"));
         }
     }
-    let content = content(&fields.require("content")?)?;
+    let content = match fields.take("content") {
+        // Who calls needs to say nothing.
+        None if !tool_calls.is_empty() => String::new(),
+        None => return Err(fields.missing("content")),
+        Some(field) => content(&field)?,
+    };
     ignored.extend(fields.rest());
-    Ok(Message { role, content })
+    Ok(Message { role, content, tool_calls, tool_call_id })
 }
 
 fn content(field: &Field<'_>) -> Result<String, RequestError> {
@@ -283,6 +331,7 @@ fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, 
         stream,
         include_usage,
         seed: fields.take("seed").map(|f| seed(&f)).transpose()?,
+        constraint: crate::constraint::constraint(&mut fields)?,
         stop: fields.take("stop").map(|f| stop(&f)).transpose()?.unwrap_or_default(),
         max_tokens: max_tokens(&mut fields)?,
         temperature_micro: micro(&mut fields, "temperature", 0.0, 2.0)?.unwrap_or(MICRO),
@@ -294,13 +343,56 @@ fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, 
         presence_penalty_micro: micro(&mut fields, "presence_penalty", -2.0, 2.0)?.unwrap_or(0),
         logit_bias: fields.take("logit_bias").map(|f| logit_bias(&f)).transpose()?.unwrap_or_default(),
         ignore_eos: fields.take("ignore_eos").map(|f| f.bool()).transpose()?.unwrap_or(false),
+        logprobs: None,
+        n: choices(&mut fields)?,
         only,
         ignore,
         warnings: Vec::new(),
     };
+    if let Some(constraint) = options.constraint.as_ref().filter(|_| options.ignore_eos) {
+        let reason = format!("cannot be true with '{}', which decides where the output ends", constraint.param);
+        return Err(RequestError::invalid("ignore_eos", reason));
+    }
     refuse_unsupported(&mut fields)?;
     ignored.extend(fields.rest());
     Ok(Options { warnings: warnings(ignored), ..options })
+}
+
+/// `logprobs` switches them on, `top_logprobs` says how many most likely tokens come with each.
+fn chat_logprobs(fields: &mut Fields<'_>) -> Result<Option<u8>, RequestError> {
+    let is_on = fields.take("logprobs").map(|f| f.bool()).transpose()?.unwrap_or(false);
+    let Some(field) = fields.take("top_logprobs") else { return Ok(is_on.then_some(0)) };
+    match top_logprobs(&field)? {
+        0 => Ok(is_on.then_some(0)),
+        _ if !is_on => Err(field.refuse("only allowed when 'logprobs' is true")),
+        top => Ok(Some(top)),
+    }
+}
+
+/// The older API has one number for both.
+fn completion_logprobs(fields: &mut Fields<'_>) -> Result<Option<u8>, RequestError> {
+    match fields.take("logprobs") {
+        Some(field) if !field.equals("false") => top_logprobs(&field).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn top_logprobs(field: &Field<'_>) -> Result<u8, RequestError> {
+    let expected = format!("an integer from 0 to {TOP_LOGPROBS_MAX}");
+    let top = field.integer::<u8>(&expected)?;
+    if top > TOP_LOGPROBS_MAX {
+        return Err(field.refuse(format!("expected {expected}, got {top}")));
+    }
+    Ok(top)
+}
+
+fn choices(fields: &mut Fields<'_>) -> Result<u32, RequestError> {
+    let Some(field) = fields.take("n") else { return Ok(1) };
+    let expected = format!("an integer from 1 to {CHOICES_MAX}");
+    match field.integer::<u32>(&expected)? {
+        n @ 1..=CHOICES_MAX => Ok(n),
+        n => Err(field.refuse(format!("expected {expected}, got {n}"))),
+    }
 }
 
 fn stream_options(fields: &mut Fields<'_>, stream: bool, ignored: &mut Vec<String>) -> Result<bool, RequestError> {
@@ -422,15 +514,10 @@ fn top_k(fields: &mut Fields<'_>) -> Result<u32, RequestError> {
 
 /// Fields that would change the answer, the values (as JSON) that do not, and what to say.
 const UNSUPPORTED: &[(&str, &[&str], &str)] = &[
-    ("tools", &["[]"], "tool calls are not supported"),
-    ("tool_choice", &["\"none\"", "\"auto\""], "tool calls are not supported"),
-    ("functions", &["[]"], "tool calls are not supported"),
-    ("function_call", &["\"none\"", "\"auto\""], "tool calls are not supported"),
-    ("n", &["1"], "one choice per request"),
-    ("best_of", &["1"], "one choice per request"),
-    ("logprobs", &["false"], "log probabilities are not supported"),
-    ("top_logprobs", &["0"], "log probabilities are not supported"),
-    ("response_format", &["{\"type\":\"text\"}"], "only {\"type\": \"text\"}"),
+    ("tools", &["[]"], "only chats have tools"),
+    ("functions", &["[]"], "use 'tools'"),
+    ("function_call", &["\"none\"", "\"auto\""], "use 'tool_choice'"),
+    ("best_of", &["1"], "every choice is returned; see 'n'"),
     ("min_tokens", &["0"], "min_tokens is not supported"),
     ("echo", &["false"], "the prompt is not repeated in the output"),
     ("suffix", &["\"\""], "insertion is not supported"),
@@ -438,10 +525,6 @@ const UNSUPPORTED: &[(&str, &[&str], &str)] = &[
     ("audio", &[], "only text"),
     ("web_search_options", &[], "web search is not supported"),
     ("reasoning_effort", &["\"none\""], "reasoning is not supported"),
-    ("guided_json", &[], "constrained output is not supported"),
-    ("guided_regex", &[], "constrained output is not supported"),
-    ("guided_grammar", &[], "constrained output is not supported"),
-    ("guided_choice", &[], "constrained output is not supported"),
 ];
 
 fn refuse_unsupported(fields: &mut Fields<'_>) -> Result<(), RequestError> {

@@ -1,5 +1,7 @@
 //! Replies that are one JSON body.
 
+use crate::logprobs::{ChatLogprobs, CompletionLogprobs, OutputLogprob};
+use crate::tools::ToolCall;
 use assay_types::{Amount, Finish, ProviderId, RequestHash};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,9 @@ impl Usage {
 pub struct AssayInfo {
     /// Name of the receipt: `GET /v1/receipts/{receipt}`.
     pub receipt: RequestHash,
+    /// The receipts of all choices, where there are several; `receipt` is the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receipts: Vec<RequestHash>,
     /// Who answers, in order; several where one was lost mid-stream.
     pub providers: Vec<ProviderId>,
     /// What the providers charged, in base units of the settlement token; not known in a stream's first chunk.
@@ -49,11 +54,22 @@ pub struct AssayInfo {
     pub seed: u64,
 }
 
-/// What the end of an answer adds to its text.
+/// One whole answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Ending {
+pub struct Choice {
+    /// Its text.
+    pub text: String,
+    /// Its calls, which are not part of the text.
+    pub tool_calls: Vec<ToolCall>,
+    /// Of its tokens, if they were asked for.
+    pub logprobs: Option<Vec<OutputLogprob>>,
     /// How it ended.
     pub finish_reason: FinishReason,
+}
+
+/// What the end of a reply adds to its choices.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ending {
     /// Token counts.
     pub usage: Usage,
     /// Receipt and cost.
@@ -70,6 +86,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` reached.
     Length,
+    /// The answer calls tools.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -97,7 +115,7 @@ pub struct ChatCompletion {
     pub model: String,
     /// [`Head::system_fingerprint`].
     pub system_fingerprint: String,
-    /// One.
+    /// As many as were asked for.
     pub choices: Vec<ChatChoice>,
     /// Token counts.
     pub usage: Usage,
@@ -108,15 +126,15 @@ pub struct ChatCompletion {
     pub warnings: Vec<String>,
 }
 
-/// The one choice of a chat completion.
+/// One choice of a chat completion.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ChatChoice {
-    /// 0.
+    /// From 0.
     pub index: u32,
     /// The answer.
     pub message: AssistantMessage,
-    /// Always `null`; clients expect the field.
-    pub logprobs: Option<()>,
+    /// `null` if they were not asked for.
+    pub logprobs: Option<ChatLogprobs>,
     /// How it ended.
     pub finish_reason: FinishReason,
 }
@@ -126,25 +144,38 @@ pub struct ChatChoice {
 pub struct AssistantMessage {
     /// `assistant`.
     pub role: String,
-    /// The text.
-    pub content: String,
+    /// The text; `null` if there is none beside the calls.
+    pub content: Option<String>,
     /// Always `null`; clients expect the field.
     pub refusal: Option<String>,
+    /// What the model calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
 }
 
 impl ChatCompletion {
-    /// The reply with one choice.
+    /// The reply with these choices.
     #[must_use]
-    pub fn new(head: Head, content: String, ending: Ending) -> Self {
-        let Ending { finish_reason, usage, assay, warnings } = ending;
-        let message = AssistantMessage { role: "assistant".into(), content, refusal: None };
+    pub fn new(head: Head, choices: Vec<Choice>, ending: Ending) -> Self {
+        let Ending { usage, assay, warnings } = ending;
+        let choice = |(index, choice): (u32, Choice)| ChatChoice {
+            index,
+            message: AssistantMessage {
+                role: "assistant".into(),
+                content: Some(choice.text).filter(|text| !text.is_empty() || choice.tool_calls.is_empty()),
+                refusal: None,
+                tool_calls: choice.tool_calls,
+            },
+            logprobs: choice.logprobs.map(ChatLogprobs::new),
+            finish_reason: choice.finish_reason,
+        };
         Self {
             id: head.id,
             object: "chat.completion".into(),
             created: head.created,
             model: head.model,
             system_fingerprint: head.system_fingerprint,
-            choices: vec![ChatChoice { index: 0, message, logprobs: None, finish_reason }],
+            choices: (0..).zip(choices).map(choice).collect(),
             usage,
             assay,
             warnings,
@@ -165,7 +196,7 @@ pub struct Completion {
     pub model: String,
     /// [`Head::system_fingerprint`].
     pub system_fingerprint: String,
-    /// One.
+    /// As many as were asked for.
     pub choices: Vec<CompletionChoice>,
     /// Token counts.
     pub usage: Usage,
@@ -176,31 +207,37 @@ pub struct Completion {
     pub warnings: Vec<String>,
 }
 
-/// The one choice of a completion.
+/// One choice of a completion.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CompletionChoice {
-    /// 0.
+    /// From 0.
     pub index: u32,
     /// The text.
     pub text: String,
-    /// Always `null`; clients expect the field.
-    pub logprobs: Option<()>,
+    /// `null` if they were not asked for.
+    pub logprobs: Option<CompletionLogprobs>,
     /// How it ended.
     pub finish_reason: FinishReason,
 }
 
 impl Completion {
-    /// The reply with one choice.
+    /// The reply with these choices.
     #[must_use]
-    pub fn new(head: Head, text: String, ending: Ending) -> Self {
-        let Ending { finish_reason, usage, assay, warnings } = ending;
+    pub fn new(head: Head, choices: Vec<Choice>, ending: Ending) -> Self {
+        let Ending { usage, assay, warnings } = ending;
+        let choice = |(index, choice): (u32, Choice)| CompletionChoice {
+            index,
+            text: choice.text,
+            logprobs: choice.logprobs.map(|tokens| CompletionLogprobs::new(tokens, 0)),
+            finish_reason: choice.finish_reason,
+        };
         Self {
             id: head.id,
             object: "text_completion".into(),
             created: head.created,
             model: head.model,
             system_fingerprint: head.system_fingerprint,
-            choices: vec![CompletionChoice { index: 0, text, logprobs: None, finish_reason }],
+            choices: (0..).zip(choices).map(choice).collect(),
             usage,
             assay,
             warnings,

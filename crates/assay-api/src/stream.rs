@@ -2,7 +2,8 @@
 //!
 //! What all chunks of one stream share is encoded once; a piece of text costs one allocation and one escape pass.
 
-use crate::{AssayInfo, Ending, ErrorBody, Head};
+use crate::tools::{FunctionCall, ToolCall};
+use crate::{AssayInfo, ChatLogprobs, CompletionLogprobs, ErrorBody, FinishReason, Head, Usage};
 use serde::Serialize;
 
 /// The event that ends a stream that went well. A broken stream ends with [`error_event`] and without this.
@@ -15,6 +16,16 @@ pub enum StreamKind {
     Chat,
     /// `text_completion`.
     Completion,
+}
+
+/// Log probabilities of one chunk, in the shape of its kind.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Logprobs {
+    /// Of a chat.
+    Chat(ChatLogprobs),
+    /// Of a completion.
+    Completion(CompletionLogprobs),
 }
 
 /// Encodes the events of one stream.
@@ -71,60 +82,118 @@ impl StreamEncoder {
         }
     }
 
-    /// The first chunk: a chat announces its role; both name receipt and provider.
+    /// The first chunk of a choice: a chat announces its role; both name receipt and provider.
     #[must_use]
-    pub fn start(&self, assay: &AssayInfo) -> Vec<u8> {
-        let choice = match self.kind {
-            StreamKind::Chat => {
-                "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}],"
-            }
-            StreamKind::Completion => "{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":null}],",
+    pub fn start(&self, index: u32, assay: &AssayInfo) -> Vec<u8> {
+        let delta = match self.kind {
+            StreamKind::Chat => ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}",
+            StreamKind::Completion => ",\"text\":\"\"",
         };
-        let mut out = Vec::with_capacity(self.open.len() + choice.len() + 256);
-        out.extend_from_slice(self.open.as_bytes());
-        out.extend_from_slice(choice.as_bytes());
+        let mut out = Vec::with_capacity(self.open.len() + delta.len() + 320);
+        self.put_choice(&mut out, index, |out| out.extend_from_slice(delta.as_bytes()), None, None);
+        out.push(b',');
         put_tail(&mut out, assay, &[]);
         out
     }
 
-    /// A piece of text.
+    /// A piece of a choice's text, possibly empty, and the log probabilities of the tokens that came with it.
     #[must_use]
-    pub fn text(&self, text: &str) -> Vec<u8> {
-        let (before, after) = match self.kind {
+    pub fn text(&self, index: u32, text: &str, logprobs: Option<&Logprobs>) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.open.len() + text.len() + text.len() / 8 + 96);
+        let delta = |out: &mut Vec<u8>| match self.kind {
             StreamKind::Chat => {
-                ("{\"index\":0,\"delta\":{\"content\":", "},\"logprobs\":null,\"finish_reason\":null}]}\n\n")
+                out.extend_from_slice(b",\"delta\":{\"content\":");
+                put_json(out, text);
+                out.push(b'}');
             }
-            StreamKind::Completion => ("{\"index\":0,\"text\":", ",\"logprobs\":null,\"finish_reason\":null}]}\n\n"),
+            StreamKind::Completion => {
+                out.extend_from_slice(b",\"text\":");
+                put_json(out, text);
+            }
         };
-        let mut out =
-            Vec::with_capacity(self.open.len() + before.len() + text.len() + text.len() / 8 + after.len() + 8);
-        out.extend_from_slice(self.open.as_bytes());
-        out.extend_from_slice(before.as_bytes());
-        put_json(&mut out, text);
-        out.extend_from_slice(after.as_bytes());
+        self.put_choice(&mut out, index, delta, logprobs, None);
+        out.extend_from_slice(b"}\n\n");
         out
     }
 
-    /// Everything after the last text of a stream that went well: the chunk with the finish reason, receipt and
-    /// warnings, the usage chunk if asked for, and [`DONE`].
+    /// A call of a tool, the `number`th of its choice: first what is called, then with what.
     #[must_use]
-    pub fn finish(&self, ending: &Ending) -> Vec<u8> {
+    pub fn tool_call(&self, index: u32, number: u32, call: &ToolCall) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Begin<'a> {
+            index: u32,
+            id: &'a str,
+            #[serde(rename = "type")]
+            kind: &'a str,
+            function: FunctionCall,
+        }
+        #[derive(Serialize)]
+        struct Arguments<'a> {
+            arguments: &'a str,
+        }
+        #[derive(Serialize)]
+        struct Rest<'a> {
+            index: u32,
+            function: Arguments<'a>,
+        }
+        let name = call.function.name.clone();
+        let function = FunctionCall { name, arguments: String::new() };
+        let begin = Begin { index: number, id: &call.id, kind: &call.kind, function };
+        let rest = Rest { index: number, function: Arguments { arguments: &call.function.arguments } };
         let mut out = Vec::with_capacity(2 * self.open.len() + 512);
-        out.extend_from_slice(self.open.as_bytes());
-        out.extend_from_slice(match self.kind {
-            StreamKind::Chat => b"{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":".as_slice(),
-            StreamKind::Completion => b"{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":".as_slice(),
-        });
-        put_json(&mut out, &ending.finish_reason);
-        out.extend_from_slice(b"}],");
-        put_tail(&mut out, &ending.assay, &ending.warnings);
+        for json in [to_json(&begin), to_json(&rest)] {
+            let delta = |out: &mut Vec<u8>| out.extend(format!(",\"delta\":{{\"tool_calls\":[{json}]}}").into_bytes());
+            self.put_choice(&mut out, index, delta, None, None);
+            out.extend_from_slice(b"}\n\n");
+        }
+        out
+    }
+
+    /// The end of a choice: its finish reason, receipt and the request's warnings.
+    #[must_use]
+    pub fn finish(&self, index: u32, reason: FinishReason, assay: &AssayInfo, warnings: &[String]) -> Vec<u8> {
+        let delta = match self.kind {
+            StreamKind::Chat => ",\"delta\":{}",
+            StreamKind::Completion => ",\"text\":\"\"",
+        };
+        let mut out = Vec::with_capacity(self.open.len() + 512);
+        self.put_choice(&mut out, index, |out| out.extend_from_slice(delta.as_bytes()), None, Some(reason));
+        out.push(b',');
+        put_tail(&mut out, assay, warnings);
+        out
+    }
+
+    /// Everything behind the last choice's end: the usage chunk if asked for, and [`DONE`].
+    #[must_use]
+    pub fn done(&self, usage: &Usage) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.open.len() + 128);
         if self.include_usage {
             out.extend_from_slice(self.open_usage.as_bytes());
-            put_json(&mut out, &ending.usage);
+            put_json(&mut out, usage);
             out.extend_from_slice(b"}\n\n");
         }
         out.extend_from_slice(DONE);
         out
+    }
+
+    /// A chunk up to the end of its list of choices, which has one.
+    fn put_choice(
+        &self,
+        out: &mut Vec<u8>,
+        index: u32,
+        delta: impl FnOnce(&mut Vec<u8>),
+        logprobs: Option<&Logprobs>,
+        reason: Option<FinishReason>,
+    ) {
+        out.extend_from_slice(self.open.as_bytes());
+        out.extend_from_slice(b"{\"index\":");
+        put_json(out, &index);
+        delta(out);
+        out.extend_from_slice(b",\"logprobs\":");
+        put_json(out, &logprobs);
+        out.extend_from_slice(b",\"finish_reason\":");
+        put_json(out, &reason);
+        out.extend_from_slice(b"}]");
     }
 }
 
@@ -154,7 +223,7 @@ fn to_json(value: &(impl Serialize + ?Sized)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FinishReason, Usage};
+    use crate::{Logprob, OutputLogprob, ScoredToken};
     use assay_types::{Amount, B256, ProviderId, RequestHash};
     use serde_json::{Value, json};
 
@@ -170,15 +239,11 @@ mod tests {
     fn assay() -> AssayInfo {
         AssayInfo {
             receipt: RequestHash(B256::repeat_byte(1)),
+            receipts: vec![],
             providers: vec![ProviderId::default()],
             cost: Some(Amount(12)),
             seed: 3,
         }
-    }
-
-    fn ending(finish_reason: FinishReason, warnings: &[&str]) -> Ending {
-        let warnings = warnings.iter().map(ToString::to_string).collect();
-        Ending { finish_reason, usage: Usage::new(2, 3), assay: assay(), warnings }
     }
 
     fn events(bytes: &[u8]) -> Vec<Value> {
@@ -195,7 +260,7 @@ mod tests {
     #[test]
     fn chat_chunks_have_the_documented_shape() {
         let encoder = StreamEncoder::new(StreamKind::Chat, &head(), false);
-        let start = events(&encoder.start(&AssayInfo { cost: None, ..assay() }));
+        let start = events(&encoder.start(0, &AssayInfo { cost: None, ..assay() }));
         assert_eq!(
             start,
             [json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 17, "model": "tiny \"q\"",
@@ -204,31 +269,65 @@ mod tests {
                 "assay": {"receipt": format!("0x{}", "01".repeat(32)), "seed": 3,
                     "providers": ["0x0000000000000000000000000000000000000000"]}})]
         );
-        let text = events(&encoder.text("a\n\n\"\u{1}é"));
-        assert_eq!(text[0]["choices"][0]["delta"], json!({"content": "a\n\n\"\u{1}é"}));
-        let end = events(&encoder.finish(&ending(FinishReason::Length, &[])));
-        assert_eq!(end.len(), 2);
+        let text = events(&encoder.text(3, "a\n\n\"\u{1}é", None));
+        assert_eq!(
+            text[0]["choices"][0],
+            json!({"index": 3, "delta": {"content": "a\n\n\"\u{1}é"}, "logprobs": null, "finish_reason": null})
+        );
+        let end = events(&encoder.finish(0, FinishReason::Length, &assay(), &[]));
         assert_eq!(end[0]["choices"][0], json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "length"}));
         assert_eq!(end[0]["assay"]["cost"], "12");
         assert_eq!(end[0].get("usage"), None);
         assert_eq!(end[0].get("warnings"), None);
-        assert_eq!(end[1], "[DONE]");
+        assert_eq!(events(&encoder.done(&Usage::new(2, 3))), ["[DONE]"]);
+    }
+
+    #[test]
+    fn a_call_is_named_before_its_arguments() {
+        let encoder = StreamEncoder::new(StreamKind::Chat, &head(), false);
+        let call = ToolCall::new("call_1".into(), "f".into(), "{\"a\": 1}".into());
+        let deltas: Vec<Value> =
+            events(&encoder.tool_call(0, 2, &call)).iter().map(|event| event["choices"][0]["delta"].clone()).collect();
+        let function = json!({"name": "f", "arguments": ""});
+        assert_eq!(
+            deltas,
+            [
+                json!({"tool_calls": [{"index": 2, "id": "call_1", "type": "function", "function": function}]}),
+                json!({"tool_calls": [{"index": 2, "function": {"arguments": "{\"a\": 1}"}}]}),
+            ]
+        );
+    }
+
+    #[test]
+    fn log_probabilities_travel_with_their_text() {
+        let token = ScoredToken { token: "a".into(), logprob: Logprob(-500_000), bytes: b"a".into() };
+        let tokens = vec![OutputLogprob { token, top_logprobs: vec![] }];
+        let chat = Logprobs::Chat(ChatLogprobs::new(tokens.clone()));
+        let encoder = StreamEncoder::new(StreamKind::Chat, &head(), false);
+        let text = events(&encoder.text(0, "a", Some(&chat)));
+        let expect = json!({"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []});
+        assert_eq!(text[0]["choices"][0]["logprobs"], json!({"content": [expect], "refusal": null}));
+        let completion = Logprobs::Completion(CompletionLogprobs::new(tokens, 4));
+        let encoder = StreamEncoder::new(StreamKind::Completion, &head(), false);
+        let text = events(&encoder.text(0, "a", Some(&completion)));
+        assert_eq!(text[0]["choices"][0]["logprobs"]["text_offset"], json!([4]));
     }
 
     #[test]
     fn completion_chunks_with_usage_and_warnings() {
         let encoder = StreamEncoder::new(StreamKind::Completion, &head(), true);
-        let start = events(&encoder.start(&assay()));
+        let start = events(&encoder.start(0, &assay()));
         assert_eq!(start[0]["choices"][0], json!({"index": 0, "text": "", "logprobs": null, "finish_reason": null}));
-        let text = events(&encoder.text("x"));
+        let text = events(&encoder.text(0, "x", None));
         assert_eq!(text[0]["choices"][0], json!({"index": 0, "text": "x", "logprobs": null, "finish_reason": null}));
         assert_eq!(text[0]["usage"], Value::Null);
         assert!(text[0].as_object().unwrap().contains_key("usage"));
-        let end = events(&encoder.finish(&ending(FinishReason::Stop, &["w"])));
-        assert_eq!(end.len(), 3);
+        let end = events(&encoder.finish(0, FinishReason::Stop, &assay(), &["w".to_owned()]));
+        assert_eq!(end.len(), 1);
         assert_eq!(end[0]["warnings"], json!(["w"]));
-        assert_eq!(end[1]["choices"], json!([]));
-        assert_eq!(end[1]["usage"], json!({"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}));
-        assert_eq!(end[2], "[DONE]");
+        let done = events(&encoder.done(&Usage::new(2, 3)));
+        assert_eq!(done[0]["choices"], json!([]));
+        assert_eq!(done[0]["usage"], json!({"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}));
+        assert_eq!(done[1..], ["[DONE]"]);
     }
 }

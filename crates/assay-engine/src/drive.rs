@@ -202,9 +202,9 @@ impl Driver<'_> {
                 }
                 let row = rows.next().expect("a row for each asked slice");
                 match sequence.sampler.pick(row, sequence.index, &mut self.scratch) {
-                    Ok(token) if *finite => sequence.produced(token),
+                    Ok(picked) if *finite => sequence.produced(picked),
                     Ok(_) => {}
-                    Err(_) => sequence.fail(JobFailure::NonFinite { index: sequence.index }),
+                    Err(error) => sequence.fail(error.failure(sequence.index)),
                 }
             }
             first += n;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use assay_num::{Isa, Kernels};
 use assay_types::{Finish, Job, JobError, JobLimits};
 
+use crate::choose::ConstraintError;
 use crate::drive;
 use crate::kv::{KvPool, blocks_for};
 use crate::model::Model;
@@ -108,6 +109,9 @@ pub enum SubmitError {
         /// How it ended.
         finish: Finish,
     },
+    /// The job's grammar is none, or the model cannot follow it.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// Too many jobs wait.
     #[error("{waiting} jobs are waiting; the queue is full")]
     QueueFull {
@@ -261,8 +265,7 @@ impl Engine {
     /// See [`SubmitError`]; the sink is dropped unused.
     pub fn submit_for(&self, payer: Payer, job: &Job, sink: Box<dyn TokenSink>) -> Result<JobHandle, SubmitError> {
         job.validate(&self.limits())?;
-        let pending = Pending::new(payer, job, self.model.tokenizer(), sink)
-            .map_err(|finish| SubmitError::PrefixComplete { finish })?;
+        let pending = Pending::new(payer, job, &self.model, sink)?;
         if blocks_for(pending.positions) > blocks_for(self.options.kv_tokens) {
             return Err(SubmitError::KvOverflow { needed: pending.positions, kv_tokens: self.options.kv_tokens });
         }

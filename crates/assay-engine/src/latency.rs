@@ -124,8 +124,10 @@ impl Stream {
             max_tokens: n_output,
             sampling: Sampling { temperature_micro: 1_000_000, top_k: 40, seed, ..Sampling::GREEDY },
             logit_bias: Vec::new(),
+            grammar: None,
             stop: Vec::new(),
             ignore_eos: true,
+            logprobs: None,
             nonce: B256::ZERO,
         };
         let handle = engine.submit(&job, Box::new(sink))?;
@@ -137,6 +139,7 @@ impl Stream {
         for _ in 0..n {
             match self.events.recv().map_err(|_| LatencyError::Ended)? {
                 (time, EngineEvent::Token { .. }) => self.times.push(time),
+                (_, EngineEvent::Logprobs(_)) => {}
                 (_, EngineEvent::Failed { error }) => return Err(error.into()),
                 (_, EngineEvent::Done { .. }) => return Err(LatencyError::Ended),
             }
@@ -151,7 +154,7 @@ impl Stream {
                 EngineEvent::Token { .. } => self.times.push(time),
                 EngineEvent::Done { .. } if time < end => return Err(LatencyError::Ended),
                 EngineEvent::Failed { error } if error != JobFailure::Cancelled => return Err(error.into()),
-                EngineEvent::Done { .. } | EngineEvent::Failed { .. } => {}
+                EngineEvent::Logprobs(_) | EngineEvent::Done { .. } | EngineEvent::Failed { .. } => {}
             }
         }
         Ok(())

@@ -32,6 +32,7 @@ mod scheduler;
 mod sequence;
 pub mod throughput;
 
+pub use choose::ConstraintError;
 pub use config::{ConfigError, ModelConfig, Window, limits};
 pub use engine::{
     Engine, EngineOptions, EngineStats, JobHandle, PREFILL_CHUNK_MAX, SEQUENCES_MAX, Shutdown, StartError, SubmitError,
@@ -43,5 +44,5 @@ pub use kv::{KvPool, KvSeq, KvShape};
 pub use model::{CONTEXT_MAX_DEFAULT, LoadError, LoadOptions, Model};
 pub use need::MemoryNeed;
 pub use prefix::{Payer, PrefixCache};
-pub use replay::{Replay, ReplayError, replay};
+pub use replay::{Replay, ReplayError, replay, score};
 pub use sequence::{EngineEvent, JobFailure, SinkState, TokenSink};

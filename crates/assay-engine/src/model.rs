@@ -6,12 +6,13 @@
 //! ignoring one (a bias, an adapter) would compute something else than the file's author meant.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use assay_gguf::{
     ChatTemplate, GgmlType, Gguf, GgufError, RopeError, RopeTables, TemplateError, TensorInfo, Tokenizer,
     TokenizerError, rope_tables, shown,
 };
+use assay_grammar::{Vocabulary, VocabularyError};
 use assay_num::{Format, InMemory, Matrix, MatrixError, PackedStore, PackedStoreError, Packing, SourceRows, Team, f16};
 
 use crate::config::{ConfigError, ModelConfig};
@@ -39,6 +40,8 @@ pub struct Model {
     config: ModelConfig,
     context: usize,
     tokenizer: Arc<Tokenizer>,
+    /// Made for the first job with a grammar.
+    vocabulary: OnceLock<Result<Vocabulary, VocabularyError>>,
     template: Result<Option<ChatTemplate>, TemplateError>,
     name: String,
     weights: Weights,
@@ -217,6 +220,7 @@ impl Model {
             config,
             context,
             tokenizer: Arc::new(tokenizer),
+            vocabulary: OnceLock::new(),
             template: ChatTemplate::from_gguf(gguf),
             name: gguf.name().unwrap_or_default().to_owned(),
             weights,
@@ -231,6 +235,20 @@ impl Model {
     /// Positions a job may use: prompt and output together.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// The tokens as grammars see them.
+    ///
+    /// # Errors
+    /// The model cannot follow grammars.
+    pub fn vocabulary(&self) -> Result<&Vocabulary, VocabularyError> {
+        let tokens = &self.tokenizer;
+        let ids = || 0..tokens.vocab_size();
+        let make = || {
+            let ends: Vec<u32> = ids().filter(|id| tokens.is_eog(*id)).collect();
+            Vocabulary::new(ids().map(|id| tokens.token_bytes(id)), &ends)
+        };
+        self.vocabulary.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
     /// The tokenizer in the file.

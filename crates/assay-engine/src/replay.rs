@@ -4,9 +4,9 @@
 //! known. Every sampled token is compared; the first difference is named.
 
 use assay_num::sample::SampleScratch;
-use assay_types::{Finish, Job, JobError, TokenId};
+use assay_types::{Finish, Job, JobError, TokenId, TokenLogprobs};
 
-use crate::choose::Chooser;
+use crate::choose::{Chooser, ConstraintError, NoToken, logprobs_of};
 use crate::engine::job_limits;
 use crate::forward::{LOGIT_ROWS, Runner, Slice};
 use crate::kv::KvPool;
@@ -50,6 +50,15 @@ pub enum ReplayError {
     PrefixComplete {
         /// How it ended.
         finish: Finish,
+    },
+    /// The job's grammar is none, or the model cannot follow it.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
+    /// The grammar allows no token here, so no output is right.
+    #[error("the grammar allows no output token {index}")]
+    NoToken {
+        /// Index in the checked output.
+        index: usize,
     },
     /// The honest computation fails here, so no output is right.
     #[error("the model computes a value that is not finite before output token {index}")]
@@ -104,6 +113,33 @@ pub fn replay(
     }
 }
 
+/// Log probabilities of `output`, the tokens after the job's prefix, and of the `top` most likely tokens at each place:
+/// what a provider says for a job that asks for them, and cannot sign for. The tokens are taken as they are.
+///
+/// # Errors
+/// See [`ReplayError`]; a token outside the vocabulary is [`JobError::TokenOutOfRange`].
+pub fn score(
+    model: &Model,
+    runner: &mut Runner,
+    job: &Job,
+    output: &[TokenId],
+    top: u8,
+) -> Result<Vec<TokenLogprobs>, ReplayError> {
+    let limits = job_limits(model);
+    job.validate(&limits)?;
+    if let Some(&token) = output.iter().find(|token| **token >= limits.vocab_size) {
+        return Err(JobError::TokenOutOfRange { token, vocab_size: limits.vocab_size }.into());
+    }
+    let mut scratch = SampleScratch::default();
+    let mut scores = Vec::with_capacity(output.len());
+    for_each_row(model, runner, job, output, |index, row| {
+        let score = logprobs_of(row, output[index], top, &mut scratch);
+        scores.push(score.map_err(|_| ReplayError::NonFinite { index })?);
+        Ok(None::<()>)
+    })?;
+    Ok(scores)
+}
+
 /// Compares sampled tokens with `output`, whose last token is not fed to the model.
 fn first_wrong(
     model: &Model,
@@ -111,14 +147,38 @@ fn first_wrong(
     job: &Job,
     output: &[TokenId],
 ) -> Result<Option<Replay>, ReplayError> {
+    let mut chooser = Chooser::new(&Job { logprobs: None, ..job.clone() }, model)?;
+    let mut scratch = SampleScratch::default();
+    for_each_row(model, runner, job, output, |index, row| {
+        let position = job.prefix.len() as u64 + index as u64;
+        let picked = chooser.pick(row, position, &mut scratch).map_err(|error| match error {
+            NoToken::NonFinite => ReplayError::NonFinite { index },
+            NoToken::Grammar => ReplayError::NoToken { index },
+        })?;
+        let (expected, got) = (picked.id, output[index]);
+        if expected != got {
+            return Ok(Some(Replay::FirstWrong { index, expected: Some(expected), got }));
+        }
+        chooser.push(expected);
+        Ok(None)
+    })
+}
+
+/// Shows the logits before each token of `output` to `visit`, until it has found something. The last token is not fed
+/// to the model.
+fn for_each_row<T>(
+    model: &Model,
+    runner: &mut Runner,
+    job: &Job,
+    output: &[TokenId],
+    mut visit: impl FnMut(usize, &[f32]) -> Result<Option<T>, ReplayError>,
+) -> Result<Option<T>, ReplayError> {
     let Some((_, fed_output)) = output.split_last() else { return Ok(None) };
     let tokens = [job.prompt.as_slice(), &job.prefix, fed_output].concat();
     let first_asked = job.prompt.len() + job.prefix.len() - 1;
-    let mut chooser = Chooser::new(job);
     let vocab = model.config().vocab;
     let mut pool = KvPool::new(model.kv_shape(), tokens.len());
     let mut kv = pool.reserve(tokens.len()).expect("the pool was made for this sequence");
-    let mut scratch = SampleScratch::default();
     let mut index = 0;
     for chunk in tokens.chunks(REPLAY_CHUNK) {
         let start = kv.len();
@@ -132,14 +192,9 @@ fn first_wrong(
         for first in (0..n_asked).step_by(LOGIT_ROWS) {
             let n = LOGIT_ROWS.min(n_asked - first);
             for row in runner.logits(model, first, n).chunks(vocab) {
-                let position = job.prefix.len() as u64 + index as u64;
-                let expected =
-                    chooser.pick(row, position, &mut scratch).map_err(|_| ReplayError::NonFinite { index })?;
-                if expected != output[index] {
-                    let got = output[index];
-                    return Ok(Some(Replay::FirstWrong { index, expected: Some(expected), got }));
+                if let Some(found) = visit(index, row)? {
+                    return Ok(Some(found));
                 }
-                chooser.push(expected);
                 index += 1;
             }
         }

@@ -7,17 +7,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use assay_gguf::{FinishReason, OutputLimits, OutputText, Tokenizer};
-use assay_types::{Finish, Job, TokenId};
+use assay_types::{Finish, Job, TokenId, TokenLogprobs};
 
-use crate::choose::Chooser;
+use crate::choose::{Chooser, Picked};
+use crate::engine::SubmitError;
 use crate::forward::Slice;
 use crate::kv::{KvPool, KvSeq};
+use crate::model::Model;
 use crate::prefix::Payer;
 use crate::scheduler::Ready;
 
-/// What a job's sink receives, in order: any number of tokens, then `Done` or `Failed`, once.
+/// What a job's sink receives, in order: any number of tokens, each behind its log probabilities if the job asks for
+/// them, then `Done` or `Failed`, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EngineEvent {
+    /// Log probabilities of the token that follows.
+    Logprobs(Box<TokenLogprobs>),
     /// The next output token.
     Token {
         /// Its id.
@@ -41,6 +46,12 @@ pub enum JobFailure {
     /// NaN or infinity appeared; such a value is never canonical, so no token follows from it.
     #[error("the model computed a value that is not finite before output token {index}")]
     NonFinite {
+        /// Index in the output, the job's prefix included, of the token that could not be chosen.
+        index: u64,
+    },
+    /// The job's grammar allows no token here, or has used up the work that it is allowed. It is the job's fault.
+    #[error("the grammar allows no output token {index}")]
+    Grammar {
         /// Index in the output, the job's prefix included, of the token that could not be chosen.
         index: u64,
     },
@@ -94,21 +105,17 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// Prepares a validated job. `Err` if its prefix is already a complete output.
-    pub fn new(
-        payer: Payer,
-        job: &Job,
-        tokenizer: &Arc<Tokenizer>,
-        sink: Box<dyn TokenSink>,
-    ) -> Result<Pending, Finish> {
+    /// Prepares a validated job. `Err` if its prefix is already a complete output, or its grammar is none.
+    pub fn new(payer: Payer, job: &Job, model: &Model, sink: Box<dyn TokenSink>) -> Result<Pending, SubmitError> {
+        let text = resumed_text(job, model.tokenizer()).map_err(|finish| SubmitError::PrefixComplete { finish })?;
         Ok(Pending {
             payer,
             overtaken: 0,
             input: [job.prompt.as_slice(), &job.prefix].concat(),
             positions: job.prompt.len() + job.max_tokens as usize,
-            sampler: Chooser::new(job),
+            sampler: Chooser::new(job, model)?,
             index: job.prefix.len() as u64,
-            text: resumed_text(job, tokenizer)?,
+            text,
             sink,
             cancelled: Arc::new(AtomicBool::new(false)),
         })
@@ -157,7 +164,7 @@ pub(crate) struct Sequence {
     text: OutputText,
     sink: Box<dyn TokenSink>,
     cancelled: Arc<AtomicBool>,
-    /// Events the sink has not taken: at most a token and the end.
+    /// Events the sink has not taken: at most a token with its log probabilities and the end.
     outbox: VecDeque<EngineEvent>,
     /// Whether the last event is in the outbox or was taken.
     ended: bool,
@@ -179,7 +186,7 @@ impl Sequence {
             text,
             sink,
             cancelled,
-            outbox: VecDeque::with_capacity(2),
+            outbox: VecDeque::with_capacity(3),
             ended: false,
             rounds_behind: 0,
         }
@@ -241,7 +248,9 @@ impl Sequence {
     }
 
     /// Takes the next output token.
-    pub fn produced(&mut self, id: TokenId) {
+    pub fn produced(&mut self, picked: Picked) {
+        let Picked { id, logprobs } = picked;
+        self.outbox.extend(logprobs.map(EngineEvent::Logprobs));
         self.tokens.push(id);
         self.sampler.push(id);
         self.index += 1;

@@ -141,13 +141,16 @@ pub fn measure_replay(
         max_tokens: n_decode as u32,
         sampling: Sampling::GREEDY,
         logit_bias: Vec::new(),
+        grammar: None,
         stop: Vec::new(),
         ignore_eos: true,
+        logprobs: None,
         nonce: Default::default(),
     };
     let mut pool = KvPool::new(model.kv_shape(), positions.next_multiple_of(assay_num::KV_CHUNK));
     let mut kv = pool.reserve(positions).expect("the pool was made for this sequence");
-    let (mut chooser, mut scratch) = (Chooser::new(&job), SampleScratch::default());
+    let (mut chooser, mut scratch) =
+        (Chooser::new(&job, model).expect("a job without a grammar"), SampleScratch::default());
     let mut output = Vec::with_capacity(n_decode);
     let mut fed = job.prompt.clone();
     let mut start = Instant::now();
@@ -160,7 +163,7 @@ pub fn measure_replay(
             start = Instant::now();
         }
         let picked = chooser.pick(runner.logits(model, 0, 1), position as u64, &mut scratch);
-        let token = picked.map_err(|_| WorkloadError::NonFinite)?;
+        let token = picked.map_err(|_| WorkloadError::NonFinite)?.id;
         output.push(token);
         fed = vec![token];
     }

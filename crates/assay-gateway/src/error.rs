@@ -55,6 +55,17 @@ pub enum GatewayError {
     /// Every provider that was tried failed before the first token.
     #[error("every provider that was tried failed; the last one: {0}")]
     Providers(String),
+    /// A provider finds that the job cannot be done by anyone.
+    #[error("this request cannot be answered: {0}")]
+    JobRefused(String),
+    /// The grammar or schema is none.
+    #[error("invalid value for '{param}': {reason}")]
+    Grammar {
+        /// The field it came from.
+        param: &'static str,
+        /// What is wrong, and where.
+        reason: String,
+    },
     /// A stream could not be completed.
     #[error("the answer broke off and no provider could go on: {0}")]
     BrokenOff(String),

@@ -12,11 +12,12 @@ use crate::gateway::Inner;
 use crate::keys::KeyId;
 use crate::model::GatewayModel;
 use crate::peer::SentAt;
-use crate::segment::{Answer, Fault, Segment};
+use crate::segment::{Answer, Fault, News, Segment};
 use crate::store::{NewReceipt, PartRow};
+use assay_api::OutputLogprob;
 use assay_gguf::{OutputLimits, OutputText};
 use assay_net::{ClientFrame, Done, NetError, Open, Pay, Pooled, ProviderFrame, RefusedCode};
-use assay_types::{Amount, Finish, Job, Prices, ProviderId, RequestHash};
+use assay_types::{Amount, Finish, Job, Prices, ProviderId, RequestHash, TokenId, TokenLogprobs};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -30,12 +31,27 @@ pub(crate) const UPDATES_MAX: usize = 64;
 pub(crate) enum Update {
     /// The first token is there; nothing can be refused any more.
     Started(ProviderId),
-    /// Text, not empty.
-    Text(String),
+    /// Text, and the log probabilities of the tokens that came with it; not both empty.
+    Piece(String, Vec<OutputLogprob>),
     /// The answer is whole and its record is stored.
     Finished(Box<Finished>),
     /// There is no (whole) answer.
     Failed(GatewayError),
+}
+
+/// Where one of the answers to a request is heard.
+#[derive(Clone, Debug)]
+pub(crate) struct Out {
+    /// Which answer.
+    pub(crate) choice: u32,
+    pub(crate) sender: mpsc::Sender<(u32, Update)>,
+}
+
+impl Out {
+    /// `false`: nobody listens, or not fast enough.
+    async fn send(&self, update: Update, limit: Duration) -> bool {
+        self.sender.send_timeout((self.choice, update), limit).await.is_ok()
+    }
 }
 
 /// The end of an answer.
@@ -111,7 +127,7 @@ pub(crate) struct Flight {
     inner: Arc<Inner>,
     ticket: Ticket,
     answer: Answer,
-    out: mpsc::Sender<Update>,
+    out: Out,
     /// Receipts that were paid for and are not in the answer.
     strays: Vec<PartRow>,
     /// Channels that were used.
@@ -133,7 +149,7 @@ struct Attempt {
 }
 
 impl Flight {
-    pub(crate) fn new(inner: Arc<Inner>, ticket: Ticket, out: mpsc::Sender<Update>) -> Self {
+    pub(crate) fn new(inner: Arc<Inner>, ticket: Ticket, out: Out) -> Self {
         let limits = OutputLimits {
             max_tokens: ticket.job.max_tokens,
             stop: ticket.job.stop.clone(),
@@ -158,7 +174,7 @@ impl Flight {
             (Landing::Whole(_), Err(error)) => Update::Failed(error.into()),
         };
         // A client that has left does not need it.
-        let _ = self.out.send_timeout(last, self.inner.timeouts.client_write).await;
+        let _ = self.out.send(last, self.inner.timeouts.client_write).await;
     }
 
     async fn fly(&mut self) -> Landing {
@@ -183,7 +199,10 @@ impl Flight {
                     (last_loss, only_busy) = (Some("its payment channel is empty".into()), false);
                 }
                 Ending::Lost(Loss::Refused(RefusedCode::BadJob, message)) => {
-                    return Landing::Failed(GatewayError::Providers(message));
+                    return Landing::Failed(match self.has_started {
+                        true => GatewayError::BrokenOff(message),
+                        false => GatewayError::JobRefused(message),
+                    });
                 }
                 Ending::Lost(loss) => {
                     only_busy &= matches!(loss, Loss::Refused(RefusedCode::Busy | RefusedCode::Draining, _));
@@ -308,7 +327,7 @@ impl Flight {
             let limit = self.patience(attempt);
             let frame = tokio::select! {
                 frame = link.connection.receiver.recv_within::<ProviderFrame>(limit) => frame,
-                stop = stop_signal(&self.out, &self.inner), if attempt.cancel_by.is_none() => {
+                stop = stop_signal(&self.out.sender, &self.inner), if attempt.cancel_by.is_none() => {
                     self.cancel(attempt, link, stop).await?;
                     continue;
                 }
@@ -321,7 +340,13 @@ impl Flight {
             *was_answered = true;
             match frame {
                 ProviderFrame::Accepted => {}
-                ProviderFrame::Tokens(tokens) => self.on_tokens(attempt, link, &tokens).await?,
+                ProviderFrame::Tokens(tokens) => {
+                    self.on_tokens(attempt, link, tokens.into_iter().map(|token| (token, None)).collect()).await?;
+                }
+                ProviderFrame::Scored(tokens) => {
+                    let tokens = tokens.into_iter().map(|(token, logprobs)| (token, Some(logprobs))).collect();
+                    self.on_tokens(attempt, link, tokens).await?;
+                }
                 ProviderFrame::Checkpoint(signed) => {
                     attempt
                         .segment
@@ -357,7 +382,12 @@ impl Flight {
         }
     }
 
-    async fn on_tokens(&mut self, attempt: &mut Attempt, link: &mut Pooled, tokens: &[u32]) -> Result<(), Loss> {
+    async fn on_tokens(
+        &mut self,
+        attempt: &mut Attempt,
+        link: &mut Pooled,
+        tokens: Vec<(TokenId, Option<TokenLogprobs>)>,
+    ) -> Result<(), Loss> {
         let now = Instant::now();
         if attempt.first_token_at.is_none() {
             let after = now - attempt.sent_at;
@@ -366,15 +396,17 @@ impl Flight {
             self.inner.metrics.first_token_seconds.observe(after.as_secs_f64());
         }
         attempt.last_token_at = now;
-        let text = attempt.segment.on_tokens(&mut self.answer, tokens).map_err(Loss::Fault)?;
         self.inner.metrics.tokens_output.inc_by(tokens.len() as u64);
+        let News { text, scored } = attempt.segment.on_tokens(&mut self.answer, tokens).map_err(Loss::Fault)?;
         if attempt.cancel_by.is_some() {
             return Ok(());
         }
         let started = (!self.has_started).then_some(Update::Started(attempt.listing.peer.id));
         self.has_started = true;
-        for update in started.into_iter().chain((!text.is_empty()).then_some(Update::Text(text))) {
-            if self.out.send_timeout(update, self.inner.timeouts.client_write).await.is_err() {
+        let scored = self.ticket.model.logprobs(scored, self.ticket.job.ignore_eos);
+        let piece = (!text.is_empty() || !scored.is_empty()).then_some(Update::Piece(text, scored));
+        for update in started.into_iter().chain(piece) {
+            if !self.out.send(update, self.inner.timeouts.client_write).await {
                 return self.cancel(attempt, link, Stop::ClientGone).await;
             }
         }
@@ -455,6 +487,8 @@ impl Flight {
             // Full, draining or dearer is no failure; neither is our own empty channel.
             Loss::Refused(RefusedCode::Busy | RefusedCode::Draining | RefusedCode::Price, _) => {}
             Loss::Pay(_) => {}
+            // A grammar that nobody can follow is the client's doing; a client must not be able to make providers look bad.
+            Loss::Refused(RefusedCode::BadJob, _) if self.ticket.job.grammar.is_some() => {}
             Loss::Refused(..) | Loss::Net(_) | Loss::Stalled(_) | Loss::Ended => peer.on_failure(),
         }
         if !matches!(loss, Loss::Refused(..) | Loss::Ended) {
@@ -464,7 +498,7 @@ impl Flight {
 
     /// Whether the client or the gateway wants an end, between two attempts.
     fn stopped(&mut self) -> Option<Stop> {
-        if self.stop.is_none() && self.out.is_closed() {
+        if self.stop.is_none() && self.out.sender.is_closed() {
             self.stop = Some(Stop::ClientGone);
         }
         if self.stop.is_none() && self.inner.cut.is_cancelled() {
@@ -513,7 +547,7 @@ fn draw(id: RequestHash, attempt: usize) -> u64 {
 }
 
 /// Waits until the client has left or running streams are to be cut.
-async fn stop_signal(out: &mpsc::Sender<Update>, inner: &Inner) -> Stop {
+async fn stop_signal(out: &mpsc::Sender<(u32, Update)>, inner: &Inner) -> Stop {
     tokio::select! {
         () = out.closed() => Stop::ClientGone,
         () = inner.cut.cancelled() => Stop::ShuttingDown,

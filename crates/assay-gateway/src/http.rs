@@ -3,17 +3,22 @@
 use crate::body;
 use crate::clock;
 use crate::error::GatewayError;
-use crate::flight::{Finished, Flight, Ticket, UPDATES_MAX, Update};
+use crate::flight::{Finished, Flight, Out, Ticket, UPDATES_MAX, Update};
 use crate::gateway::Inner;
 use crate::keys::KeyId;
 use crate::model::GatewayModel;
 use crate::rescue;
 use crate::store::parse_receipt_id;
+use crate::tools::{self, Finder, Found};
 use assay_api::{
-    AssayInfo, ChatCompletion, ChatRequest, Completion, CompletionRequest, Ending, FinishReason, Head, ModelCard,
-    ModelList, Options, Prompt, StreamEncoder, StreamKind, Usage, error_event,
+    AssayInfo, ChatCompletion, ChatLogprobs, ChatRequest, Choice, Completion, CompletionLogprobs, CompletionRequest,
+    Constraint, Ending, FinishReason, Head, Logprobs, ModelCard, ModelList, Options, OutputLogprob, Prompt,
+    StreamEncoder, StreamKind, ToolCall, ToolChoice, Tooling, Usage, error_event,
 };
-use assay_types::{B256, Job, ProviderId, RECEIPT_FILE_VERSION, ReceiptFile, RequestHash, TokenId};
+use assay_gguf::ToolStyle;
+use assay_types::{
+    Amount, B256, Job, ProviderId, RECEIPT_FILE_VERSION, ReceiptFile, RequestHash, TokenId, choice_seed,
+};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
@@ -53,10 +58,17 @@ async fn chat(State(inner): Shared, request: Request<Body>) -> Response<Body> {
         let key = authorize(&inner, request.headers())?;
         let bytes = body::read(&inner, request).await?;
         let chat = ChatRequest::parse(&bytes, &inner.limits.request)?;
-        let model = find_model(&inner, &chat.model)?;
-        let prompt =
-            tokenize(bytes.len(), Arc::clone(&model), move |model| model.chat_prompt(&chat.messages)).await??;
-        let ask = Ask { kind: StreamKind::Chat, key, name: chat.model, model, prompt, options: chat.options };
+        let ChatRequest { model: name, messages, tooling, mut options } = chat;
+        let model = find_model(&inner, &name)?;
+        let work = move |model: &GatewayModel| (model.chat_prompt(&messages, &tooling), tooling);
+        let (prompt, tooling) = tokenize(bytes.len(), Arc::clone(&model), work).await?;
+        let prompt = prompt?;
+        let is_offered = !tooling.tools.is_empty() && tooling.choice != ToolChoice::None;
+        let tools = model.tool_style().filter(|_| is_offered).map(|style| (style, tooling));
+        if let Some(grammar) = tools.as_ref().and_then(|(style, tooling)| tools::grammar(tooling, *style)) {
+            options.constraint = Some(Constraint { grammar, param: "tools" });
+        }
+        let ask = Ask { kind: StreamKind::Chat, key, name, model, prompt, options, tools };
         answer(&inner, ask).await
     };
     finish(&inner, reply.await)
@@ -75,7 +87,7 @@ async fn completions(State(inner): Shared, request: Request<Body>) -> Response<B
             }
         };
         let (name, options) = (completion.model, completion.options);
-        answer(&inner, Ask { kind: StreamKind::Completion, key, name, model, prompt, options }).await
+        answer(&inner, Ask { kind: StreamKind::Completion, key, name, model, prompt, options, tools: None }).await
     };
     finish(&inner, reply.await)
 }
@@ -212,15 +224,19 @@ struct Ask {
     model: Arc<GatewayModel>,
     prompt: Vec<TokenId>,
     options: Options,
+    /// What the answer may call.
+    tools: Option<(ToolStyle, Tooling)>,
 }
 
 /// What a reply repeats.
 struct Frame {
     kind: StreamKind,
     head: Head,
+    /// Of one job.
     prompt_tokens: u64,
-    id: RequestHash,
-    seed: u64,
+    /// Receipt and seed of each choice.
+    choices: Vec<(RequestHash, u64)>,
+    has_logprobs: bool,
     warnings: Vec<String>,
 }
 
@@ -228,56 +244,76 @@ async fn answer(inner: &Arc<Inner>, ask: Ask) -> Reply {
     if inner.stop.is_cancelled() {
         return Err(GatewayError::ShuttingDown);
     }
-    let permit = Arc::clone(&inner.requests).try_acquire_owned().map_err(|_| GatewayError::Busy)?;
-    let job = job(inner, &ask)?;
-    let id = job.request_hash();
+    // Each choice is a job of its own, and counts as one.
+    let mut permits =
+        Arc::clone(&inner.requests).try_acquire_many_owned(ask.options.n).map_err(|_| GatewayError::Busy)?;
+    let jobs = jobs(inner, &ask)?;
+    if let Some(Constraint { grammar, param }) = ask.options.constraint.clone() {
+        let model = Arc::clone(&ask.model);
+        // Compiling is work of the CPU.
+        let check = tokio::task::spawn_blocking(move || model.check_grammar(&grammar)).await;
+        let result = check.map_err(|_| GatewayError::ShuttingDown)?;
+        result.map_err(|reason| GatewayError::Grammar { param, reason })?;
+    }
+    let Some((first, job)) = jobs.first().map(|job| (job.request_hash(), job)) else { return Err(GatewayError::Busy) };
     let prefix = if ask.kind == StreamKind::Chat { "chatcmpl" } else { "cmpl" };
-    let frame = Frame {
+    let mut frame = Frame {
         kind: ask.kind,
         head: Head {
-            id: format!("{prefix}-{}", &id.to_string()[2..26]),
+            id: format!("{prefix}-{}", &first.to_string()[2..26]),
             created: clock::unix_seconds(),
             model: ask.name,
             system_fingerprint: ask.model.fingerprint(),
         },
         prompt_tokens: job.prompt.len() as u64,
-        id,
-        seed: job.sampling.seed,
+        choices: Vec::with_capacity(jobs.len()),
+        has_logprobs: job.logprobs.is_some(),
         warnings: ask.options.warnings,
     };
-    inner.metrics.tokens_prompt.inc_by(frame.prompt_tokens);
-    let (out, updates) = mpsc::channel(UPDATES_MAX);
-    let running = inner.running.enter(id, ask.key);
-    let (only, ignore) = (ask.options.only, ask.options.ignore);
-    let ticket = Ticket { id, job, model: ask.model, key: ask.key, only, ignore };
-    let flight = Flight::new(Arc::clone(inner), ticket, out);
-    let gauge = Arc::clone(inner);
-    inner.tasks.spawn(async move {
-        gauge.metrics.requests_running.inc();
-        flight.run().await;
-        gauge.metrics.requests_running.dec();
-        drop((running, permit));
-    });
+    let tools = ask.tools;
+    let finder = |id: &RequestHash| {
+        tools.as_ref().map(|(style, tooling)| Finder::new(*style, tooling, id.to_string().trim_start_matches("0x")))
+    };
+    let (sender, updates) = mpsc::channel(UPDATES_MAX);
+    let mut finders = Vec::with_capacity(jobs.len());
+    for (choice, job) in (0..).zip(jobs) {
+        let id = job.request_hash();
+        frame.choices.push((id, job.sampling.seed));
+        finders.push(finder(&id));
+        inner.metrics.tokens_prompt.inc_by(frame.prompt_tokens);
+        let running = inner.running.enter(id, ask.key);
+        let (only, ignore) = (ask.options.only.clone(), ask.options.ignore.clone());
+        let ticket = Ticket { id, job, model: Arc::clone(&ask.model), key: ask.key, only, ignore };
+        let flight = Flight::new(Arc::clone(inner), ticket, Out { choice, sender: sender.clone() });
+        let gauge = Arc::clone(inner);
+        let permit = permits.split(1);
+        inner.tasks.spawn(async move {
+            gauge.metrics.requests_running.inc();
+            flight.run().await;
+            gauge.metrics.requests_running.dec();
+            drop((running, permit));
+        });
+    }
+    drop(sender);
     let reply = if ask.options.stream {
-        streamed(frame, updates, ask.options.include_usage).await
+        streamed(frame, finders, updates, ask.options.include_usage).await
     } else {
-        whole(frame, updates).await
+        whole(frame, finders, updates).await
     };
     // The receipt's name is known from the start, whatever comes of the request.
     let mut response = reply.unwrap_or_else(|error| rescue::response(&error));
-    if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
+    if let Ok(value) = HeaderValue::from_str(&first.to_string()) {
         response.headers_mut().insert(RECEIPT_HEADER, value);
     }
     Ok(response)
 }
 
-fn job(inner: &Inner, ask: &Ask) -> Result<Job, GatewayError> {
-    let mut random = [0u8; 40];
+/// One job for each choice. They differ in seed and nonce.
+fn jobs(inner: &Inner, ask: &Ask) -> Result<Vec<Job>, GatewayError> {
+    let mut random = [0u8; 8];
     getrandom::fill(&mut random).map_err(|_| GatewayError::Random)?;
-    let nonce = B256::from_slice(&random[..32]);
-    let seed = random[32..].iter().fold(0, |seed, &byte| seed << 8 | u64::from(byte));
     // 53 bits: the seed is reported as a JSON number, which many readers hold in a double.
-    let seed = seed >> 11;
+    let seed = u64::from_be_bytes(random) >> 11;
     let limits = ask.model.job_limits();
     let offered = inner.directory.longest_context(ask.model.model_id).unwrap_or(limits.context_length);
     let context = u64::from(offered.min(limits.context_length));
@@ -287,67 +323,209 @@ fn job(inner: &Inner, ask: &Ask) -> Result<Job, GatewayError> {
         let needed = ask.prompt.len() as u64 + 1;
         return Err(GatewayError::ContextLength { needed, longest: offered.min(limits.context_length) });
     }
-    let job = ask.options.job(ask.model.model_id, ask.prompt.clone(), max_tokens, seed, nonce);
+    let mut job = ask.options.job(ask.model.model_id, ask.prompt.clone(), max_tokens, seed, B256::ZERO);
     job.validate(&limits)?;
-    Ok(job)
+    let seed = job.sampling.seed;
+    (0..ask.options.n)
+        .map(|choice| {
+            getrandom::fill(job.nonce.as_mut_slice()).map_err(|_| GatewayError::Random)?;
+            job.sampling.seed = choice_seed(seed, choice);
+            Ok(job.clone())
+        })
+        .collect()
+}
+
+/// Only an output that ended by itself is finished.
+fn reason(finished: &Finished, calls: usize) -> FinishReason {
+    match FinishReason::from_finish(finished.finish).unwrap_or(FinishReason::Length) {
+        FinishReason::Stop if calls > 0 => FinishReason::ToolCalls,
+        other => other,
+    }
 }
 
 impl Frame {
-    fn assay(&self, providers: Vec<ProviderId>) -> AssayInfo {
-        AssayInfo { receipt: self.id, providers, cost: None, seed: self.seed }
+    /// Of one choice.
+    fn assay(&self, choice: u32, providers: Vec<ProviderId>, cost: Option<Amount>) -> AssayInfo {
+        let (receipt, seed) = self.choices.get(choice as usize).copied().unwrap_or_default();
+        AssayInfo { receipt, receipts: Vec::new(), providers, cost, seed }
     }
 
-    /// Only an output that ended by itself gets here.
-    fn end(&mut self, finished: Finished) -> Ending {
-        let assay = AssayInfo { cost: Some(finished.cost), ..self.assay(finished.providers) };
-        Ending {
-            finish_reason: FinishReason::from_finish(finished.finish).unwrap_or(FinishReason::Length),
-            usage: Usage::new(self.prompt_tokens, finished.output_tokens),
-            assay,
-            warnings: std::mem::take(&mut self.warnings),
+    /// What all choices add up to. Each choice's prompt was charged, so each counts.
+    fn usage(&self, finished: &[Finished]) -> Usage {
+        let output = finished.iter().fold(0, |sum: u64, one| sum.saturating_add(one.output_tokens));
+        Usage::new(self.prompt_tokens.saturating_mul(finished.len() as u64), output)
+    }
+
+    /// The end of a reply that is one body.
+    fn end(&mut self, finished: &[Finished]) -> Ending {
+        let cost = finished.iter().fold(Amount::ZERO, |sum, one| sum.saturating_add(one.cost));
+        let mut providers: Vec<ProviderId> = Vec::new();
+        for provider in finished.iter().flat_map(|one| &one.providers) {
+            // One choice keeps its parts in order; of several it is only said who took part.
+            if finished.len() == 1 || !providers.contains(provider) {
+                providers.push(*provider);
+            }
         }
+        let mut assay = self.assay(0, providers, Some(cost));
+        if self.choices.len() > 1 {
+            assay.receipts = self.choices.iter().map(|(receipt, _)| *receipt).collect();
+        }
+        Ending { usage: self.usage(finished), assay, warnings: std::mem::take(&mut self.warnings) }
+    }
+
+    /// Log probabilities of one chunk, the first of whose tokens begins at character `offset`.
+    fn logprobs(&self, tokens: Vec<OutputLogprob>, offset: &mut u64) -> Option<Logprobs> {
+        if !self.has_logprobs || tokens.is_empty() {
+            return None;
+        }
+        Some(match self.kind {
+            StreamKind::Chat => Logprobs::Chat(ChatLogprobs::new(tokens)),
+            StreamKind::Completion => {
+                let logprobs = CompletionLogprobs::new(tokens, *offset);
+                *offset = logprobs.end_offset();
+                Logprobs::Completion(logprobs)
+            }
+        })
     }
 }
 
-async fn whole(mut frame: Frame, mut updates: mpsc::Receiver<Update>) -> Reply {
-    let mut text = String::new();
-    let finished = loop {
-        match updates.recv().await {
-            Some(Update::Started(_)) => {}
-            Some(Update::Text(piece)) => text.push_str(&piece),
-            Some(Update::Finished(finished)) => break finished,
-            Some(Update::Failed(error)) => return Err(error),
-            None => return Err(GatewayError::ShuttingDown),
+/// What has come of one choice.
+#[derive(Default)]
+struct Heard {
+    text: String,
+    logprobs: Vec<OutputLogprob>,
+    finished: Option<Finished>,
+}
+
+/// The calls in an answer, and the rest of it.
+fn find_calls(finder: Option<Finder>, text: String) -> (String, Vec<ToolCall>) {
+    let Some(mut finder) = finder else { return (text, Vec::new()) };
+    let (mut found, last) = (finder.push(&text), finder.end());
+    found.text.push_str(&last.text);
+    found.calls.extend(last.calls);
+    (found.text, found.calls)
+}
+
+async fn whole(mut frame: Frame, finders: Vec<Option<Finder>>, mut updates: mpsc::Receiver<(u32, Update)>) -> Reply {
+    let mut heard: Vec<Heard> = Vec::new();
+    heard.resize_with(frame.choices.len(), Heard::default);
+    while heard.iter().any(|one| one.finished.is_none()) {
+        let Some((choice, update)) = updates.recv().await else { return Err(GatewayError::ShuttingDown) };
+        let Some(one) = heard.get_mut(choice as usize) else { continue };
+        match update {
+            Update::Started(_) => {}
+            Update::Piece(text, logprobs) => {
+                one.text.push_str(&text);
+                one.logprobs.extend(logprobs);
+            }
+            Update::Finished(finished) => one.finished = Some(*finished),
+            // The others are cancelled by leaving.
+            Update::Failed(error) => return Err(error),
         }
-    };
-    let ending = frame.end(*finished);
+    }
+    let (mut choices, mut ends) = (Vec::new(), Vec::new());
+    for (Heard { text, logprobs, finished }, finder) in heard.into_iter().zip(finders) {
+        let Some(finished) = finished else { continue };
+        let logprobs = frame.has_logprobs.then_some(logprobs);
+        let (text, tool_calls) = find_calls(finder, text);
+        let finish_reason = reason(&finished, tool_calls.len());
+        choices.push(Choice { text, tool_calls, logprobs, finish_reason });
+        ends.push(finished);
+    }
+    let ending = frame.end(&ends);
     Ok(match frame.kind {
-        StreamKind::Chat => json(&ChatCompletion::new(frame.head, text, ending)),
-        StreamKind::Completion => json(&Completion::new(frame.head, text, ending)),
+        StreamKind::Chat => json(&ChatCompletion::new(frame.head, choices, ending)),
+        StreamKind::Completion => json(&Completion::new(frame.head, choices, ending)),
     })
 }
 
+/// Turns what is heard of a request into the events of its stream.
+struct Teller {
+    frame: Frame,
+    encoder: StreamEncoder,
+    /// Of each choice, where there are tools.
+    finders: Vec<Option<Finder>>,
+    /// Characters of each choice that were told, as its tokens count them.
+    offsets: Vec<u64>,
+    finished: Vec<Finished>,
+}
+
+impl Teller {
+    fn finder(&mut self, choice: u32) -> Option<&mut Finder> {
+        self.finders.get_mut(choice as usize)?.as_mut()
+    }
+
+    /// Text, if there is any, then calls.
+    fn tell_found(&mut self, choice: u32, found: &Found, logprobs: Option<&Logprobs>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if !found.text.is_empty() || logprobs.is_some() {
+            bytes = self.encoder.text(choice, &found.text, logprobs);
+        }
+        let before = self.finder(choice).map_or(0, |finder| finder.calls().saturating_sub(found.calls.len()));
+        for (number, call) in (before..).zip(&found.calls) {
+            bytes.extend(self.encoder.tool_call(choice, u32::try_from(number).unwrap_or(u32::MAX), call));
+        }
+        bytes
+    }
+
+    /// The bytes to send, and whether they are the last.
+    fn tell(&mut self, choice: u32, update: Update) -> (Vec<u8>, bool) {
+        match update {
+            Update::Started(provider) => {
+                (self.encoder.start(choice, &self.frame.assay(choice, vec![provider], None)), false)
+            }
+            Update::Piece(text, logprobs) => {
+                let mut nowhere = 0;
+                let offset = self.offsets.get_mut(choice as usize).unwrap_or(&mut nowhere);
+                let logprobs = self.frame.logprobs(logprobs, offset);
+                let found = match self.finder(choice) {
+                    None => Found { text, calls: Vec::new() },
+                    Some(finder) => finder.push(&text),
+                };
+                (self.tell_found(choice, &found, logprobs.as_ref()), false)
+            }
+            Update::Finished(finished) => {
+                let assay = self.frame.assay(choice, finished.providers.clone(), Some(finished.cost));
+                let last = self.finder(choice).map(Finder::end).unwrap_or_default();
+                let mut bytes = self.tell_found(choice, &last, None);
+                let reason = reason(&finished, self.finder(choice).map_or(0, |finder| finder.calls()));
+                bytes.extend(self.encoder.finish(choice, reason, &assay, &self.frame.warnings));
+                self.finished.push(*finished);
+                let is_last = self.finished.len() == self.frame.choices.len();
+                if is_last {
+                    bytes.extend(self.encoder.done(&self.frame.usage(&self.finished)));
+                }
+                (bytes, is_last)
+            }
+            Update::Failed(error) => (error_event(&rescue::error_body(&error)), true),
+        }
+    }
+}
+
 /// Waits for the first token, so that what fails before it is an HTTP error and not a broken stream.
-async fn streamed(frame: Frame, mut updates: mpsc::Receiver<Update>, include_usage: bool) -> Reply {
-    let provider = match updates.recv().await {
-        Some(Update::Started(provider)) => provider,
-        Some(Update::Failed(error)) => return Err(error),
+async fn streamed(
+    frame: Frame,
+    finders: Vec<Option<Finder>>,
+    mut updates: mpsc::Receiver<(u32, Update)>,
+    include_usage: bool,
+) -> Reply {
+    let (choice, provider) = match updates.recv().await {
+        Some((choice, Update::Started(provider))) => (choice, provider),
+        Some((_, Update::Failed(error))) => return Err(error),
         // A flight says `Started` before anything else; without a word it was cut at shutdown.
-        Some(Update::Text(_) | Update::Finished(_)) | None => return Err(GatewayError::ShuttingDown),
+        Some((_, Update::Piece(..) | Update::Finished(_))) | None => return Err(GatewayError::ShuttingDown),
     };
     let encoder = StreamEncoder::new(frame.kind, &frame.head, include_usage);
-    let first = Bytes::from(encoder.start(&frame.assay(vec![provider])));
-    let state = Some((updates, encoder, frame));
-    let rest = stream::unfold(state, async |state| {
-        let (mut updates, encoder, mut frame) = state?;
+    let offsets = vec![0; frame.choices.len()];
+    let mut teller = Teller { frame, encoder, finders, offsets, finished: Vec::new() };
+    let first = Bytes::from(teller.tell(choice, Update::Started(provider)).0);
+    let rest = stream::unfold(Some((updates, teller)), async |state| {
+        let (mut updates, mut teller) = state?;
         let (bytes, is_last) = match updates.recv().await {
-            Some(Update::Started(_)) => (Vec::new(), false),
-            Some(Update::Text(text)) => (encoder.text(&text), false),
-            Some(Update::Finished(finished)) => (encoder.finish(&frame.end(*finished)), true),
-            Some(Update::Failed(error)) => (error_event(&rescue::error_body(&error)), true),
+            Some((choice, update)) => teller.tell(choice, update),
             None => (error_event(&rescue::error_body(&GatewayError::ShuttingDown)), true),
         };
-        let next = (!is_last).then_some((updates, encoder, frame));
+        let next = (!is_last).then_some((updates, teller));
         Some((Ok::<_, Infallible>(Bytes::from(bytes)), next))
     });
     let events = stream::StreamExt::chain(stream::once(async { Ok(first) }), rest);

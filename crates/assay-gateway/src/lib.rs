@@ -36,6 +36,7 @@ mod scout;
 mod segment;
 mod serve;
 mod store;
+mod tools;
 
 pub use chain::ChainLedger;
 pub use channel::ChannelTotal;

@@ -1,9 +1,11 @@
 //! A model as the gateway sees it: names, tokenizer and chat template. No weights.
 
-use assay_api::Message;
-use assay_gguf::{ChatMessage, ChatTemplate, Gguf, GgufError, Limits, Tokenizer, TokenizerError, chat_tokens};
-use assay_types::{JobLimits, Manifest, ModelId, TokenId};
-use std::sync::Arc;
+use crate::tools;
+use assay_api::{Logprob, Message, OutputLogprob, ScoredToken, Tooling};
+use assay_gguf::{ChatTemplate, Gguf, GgufError, Limits, Tokenizer, TokenizerError, ToolStyle, tool_chat_tokens};
+use assay_grammar::{Vocabulary, VocabularyError};
+use assay_types::{Grammar, JobLimits, Manifest, ModelId, TokenId, TokenLogprobs};
+use std::sync::{Arc, OnceLock};
 
 /// A model that the gateway serves. Clones share tokenizer and template.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub struct GatewayModel {
     /// Longest prompt and output in tokens.
     pub context_length: u32,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    /// Made for the first request with a grammar.
+    vocabulary: Arc<OnceLock<Result<Vocabulary, VocabularyError>>>,
     template: Option<Arc<ChatTemplate>>,
 }
 
@@ -42,6 +46,9 @@ pub enum PromptError {
     /// The file has no chat template.
     #[error("the model has no chat template; use /v1/completions")]
     NoTemplate,
+    /// The template has tools in a way that is not known here.
+    #[error("this model's way to call tools is not supported")]
+    UnknownTools,
     /// The template refuses these messages (many want user and assistant to alternate).
     #[error("the model's chat template refuses these messages: {0}")]
     Template(String),
@@ -61,6 +68,7 @@ impl GatewayModel {
             manifest,
             context_length: gguf.context_length()?,
             tokenizer: Arc::new(Tokenizer::from_gguf(gguf)?),
+            vocabulary: Arc::default(),
             template: template.map(Arc::new),
         })
     }
@@ -75,14 +83,23 @@ impl GatewayModel {
     ///
     /// # Errors
     /// [`PromptError`].
-    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<TokenId>, PromptError> {
+    pub fn chat_prompt(&self, messages: &[Message], tooling: &Tooling) -> Result<Vec<TokenId>, PromptError> {
         let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
-        let messages: Vec<ChatMessage> = messages
-            .iter()
-            .map(|m| ChatMessage { role: m.role.template_name().into(), content: m.content.clone() })
-            .collect();
-        chat_tokens(&self.tokenizer, template, &messages, &Limits::default())
+        let is_plain = tooling.tools.is_empty()
+            && messages.iter().all(|message| message.tool_calls.is_empty() && message.tool_call_id.is_none());
+        let style = match template.tool_style() {
+            Some(style) => style,
+            None if is_plain => ToolStyle::Hermes,
+            None => return Err(PromptError::UnknownTools),
+        };
+        let chat = tools::chat(messages, tooling, style);
+        tool_chat_tokens(&self.tokenizer, template, &chat, &Limits::default())
             .map_err(|e| PromptError::Template(e.to_string()))
+    }
+
+    /// How the model calls tools; without a template it does not.
+    pub(crate) fn tool_style(&self) -> Option<ToolStyle> {
+        self.template.as_ref().and_then(|template| template.tool_style())
     }
 
     /// The prompt of a completion. Special tokens are not read from the text.
@@ -91,10 +108,46 @@ impl GatewayModel {
         self.tokenizer.encode(text, true, false)
     }
 
+    /// Log probabilities as clients read them. A token that ends the answer prints nothing and is left out.
+    pub(crate) fn logprobs(&self, scored: Vec<(TokenId, TokenLogprobs)>, ignore_eos: bool) -> Vec<OutputLogprob> {
+        let token = |id: TokenId, micro: i32| {
+            // A control token prints nothing, but somebody who reads this list wants to tell it from others.
+            let printed = self.tokenizer.token_bytes(id);
+            let bytes = if printed.is_empty() { self.tokenizer.token_text(id).as_bytes() } else { printed };
+            ScoredToken {
+                token: String::from_utf8_lossy(bytes).into_owned(),
+                logprob: Logprob(micro),
+                bytes: bytes.to_vec(),
+            }
+        };
+        let is_shown = |id: TokenId| ignore_eos || !self.tokenizer.is_eog(id);
+        scored
+            .into_iter()
+            .filter(|(id, _)| is_shown(*id))
+            .map(|(id, logprobs)| OutputLogprob {
+                token: token(id, logprobs.token_micro),
+                top_logprobs: logprobs.top.into_iter().map(|(id, micro)| token(id, micro)).collect(),
+            })
+            .collect()
+    }
+
     /// `canonical-1:0x..`: profile and model.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         format!("{}:{}", self.manifest.profile, self.model_id)
+    }
+
+    /// Whether the model can follow a grammar: what a provider would find, found before one is paid.
+    pub(crate) fn check_grammar(&self, grammar: &Grammar) -> Result<(), String> {
+        let tokens = &self.tokenizer;
+        let ids = || 0..tokens.vocab_size();
+        let make = || {
+            let ends: Vec<TokenId> = ids().filter(|id| tokens.is_eog(*id)).collect();
+            Vocabulary::new(ids().map(|id| tokens.token_bytes(id)), &ends)
+        };
+        let vocabulary = self.vocabulary.get_or_init(make).as_ref().map_err(ToString::to_string)?;
+        let mut matcher = vocabulary.compile(grammar).map_err(|error| error.to_string())?;
+        matcher.mask().map(drop).map_err(|error| error.to_string())
     }
 
     pub(crate) fn answers_to(&self, name: &str) -> bool {

@@ -1,6 +1,7 @@
 //! The one place that turns errors into HTTP: status, error object, `Retry-After`.
 
 use crate::error::GatewayError;
+use crate::model::PromptError;
 use assay_api::{ErrorBody, ErrorObject, RequestError};
 use assay_types::JobError;
 use axum::body::Body;
@@ -60,6 +61,7 @@ fn look(error: &GatewayError) -> Look {
     let retry = |status, kind, code, seconds| Look { retry_after_s: Some(seconds), ..plain(status, kind, code) };
     match error {
         GatewayError::Request(request) => request_look(request),
+        GatewayError::Prompt(PromptError::UnknownTools) => invalid("unsupported_parameter", Some("tools")),
         GatewayError::Prompt(_) => invalid("invalid_messages", Some("messages")),
         GatewayError::Job(job) => job_look(job),
         GatewayError::ContextLength { .. } => invalid("context_length_exceeded", Some("max_tokens")),
@@ -73,6 +75,8 @@ fn look(error: &GatewayError) -> Look {
         GatewayError::Busy => retry(StatusCode::TOO_MANY_REQUESTS, RATE, "no_capacity", 1),
         GatewayError::NoProvider => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_provider", 2),
         GatewayError::Providers(_) => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "provider_failed", 1),
+        GatewayError::JobRefused(_) => invalid("job_refused", None),
+        GatewayError::Grammar { param, .. } => invalid("invalid_value", Some(param)),
         GatewayError::BrokenOff(_) => plain(StatusCode::BAD_GATEWAY, SERVER, "stream_broken"),
         GatewayError::ShuttingDown => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down", 5),
         GatewayError::UnknownUrl { .. } => plain(StatusCode::NOT_FOUND, INVALID, "unknown_url"),

@@ -8,7 +8,7 @@ use assay_gguf::{FinishReason, OutputText};
 use assay_protocol::{ReceiptExpectation, ReceiptFault, StreamTerms};
 use assay_types::{
     ChannelConfig, ChannelId, Finish, Job, Prices, ProviderId, ReceiptPart, RequestHash, SignatureError, SignedReceipt,
-    SigningDomain, TokenId,
+    SigningDomain, TokenId, TokenLogprobs,
 };
 
 /// All that is known of one answer.
@@ -43,6 +43,13 @@ pub(crate) struct Segment {
     checkpoint: Option<SignedReceipt>,
 }
 
+/// What tokens add to an answer.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct News {
+    pub(crate) text: String,
+    pub(crate) scored: Vec<(TokenId, TokenLogprobs)>,
+}
+
 /// What a provider said that cannot be true.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum Fault {
@@ -50,6 +57,8 @@ pub(crate) enum Fault {
     TokenOutOfRange(TokenId),
     #[error("tokens after the end of the output")]
     AfterEnd,
+    #[error("its log probabilities are not those that were asked for")]
+    Logprobs,
     #[error("output token {index} is {got}, but another provider produced {expected}")]
     Diverged { index: usize, expected: TokenId, got: TokenId },
     #[error("the end is {claimed:?}, but the output is not at its end")]
@@ -70,7 +79,7 @@ impl Fault {
     /// For the metrics.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Self::TokenOutOfRange(_) | Self::AfterEnd => "token",
+            Self::TokenOutOfRange(_) | Self::AfterEnd | Self::Logprobs => "token",
             Self::Diverged { .. } => "diverged",
             Self::EarlyEnd { .. } | Self::WrongEnd { .. } => "finish",
             Self::Uncovered { .. } | Self::CheckpointOrder { .. } | Self::Receipt(_) => "receipt",
@@ -136,13 +145,9 @@ impl Answer {
     }
 
     /// Takes a token at `index`; returns its text if it is new.
-    fn take(&mut self, index: usize, token: TokenId) -> Result<String, Fault> {
+    fn take(&mut self, index: usize, token: TokenId) -> Result<Option<String>, Fault> {
         if let Some(&expected) = self.tokens.get(index) {
-            return if expected == token {
-                Ok(String::new())
-            } else {
-                Err(Fault::Diverged { index, expected, got: token })
-            };
+            return if expected == token { Ok(None) } else { Err(Fault::Diverged { index, expected, got: token }) };
         }
         if token >= self.vocab_size {
             return Err(Fault::TokenOutOfRange(token));
@@ -151,7 +156,21 @@ impl Answer {
             return Err(Fault::AfterEnd);
         }
         self.tokens.push(token);
-        Ok(self.text.push(token).text)
+        Ok(Some(self.text.push(token).text))
+    }
+
+    /// Log probabilities are there if they were asked for, and of the shape that was asked for. What they say is the
+    /// provider's word: it takes the model to know better.
+    fn check_logprobs(&self, logprobs: Option<&TokenLogprobs>) -> Result<(), Fault> {
+        let is_right = match (self.job.logprobs, logprobs) {
+            (None, None) => true,
+            (Some(top), Some(logprobs)) => {
+                logprobs.top.len() == usize::from(top).min(self.vocab_size as usize)
+                    && logprobs.top.iter().all(|(token, _)| *token < self.vocab_size)
+            }
+            _ => false,
+        };
+        if is_right { Ok(()) } else { Err(Fault::Logprobs) }
     }
 }
 
@@ -166,14 +185,22 @@ impl Segment {
         u32::try_from(self.output.len()).unwrap_or(u32::MAX)
     }
 
-    /// Further tokens; returns text that the client has not seen.
-    pub(crate) fn on_tokens(&mut self, answer: &mut Answer, tokens: &[TokenId]) -> Result<String, Fault> {
-        let mut text = String::new();
-        for &token in tokens {
-            text.push_str(&answer.take(self.start + self.output.len(), token)?);
+    /// Further tokens; returns what the client has not seen.
+    pub(crate) fn on_tokens(
+        &mut self,
+        answer: &mut Answer,
+        tokens: impl IntoIterator<Item = (TokenId, Option<TokenLogprobs>)>,
+    ) -> Result<News, Fault> {
+        let mut news = News::default();
+        for (token, logprobs) in tokens {
+            answer.check_logprobs(logprobs.as_ref())?;
+            if let Some(text) = answer.take(self.start + self.output.len(), token)? {
+                news.text.push_str(&text);
+                news.scored.extend(logprobs.map(|logprobs| (token, logprobs)));
+            }
             self.output.push(token);
         }
-        Ok(text)
+        Ok(news)
     }
 
     /// A checkpoint: it must go further than the last one, and cover only what arrived.

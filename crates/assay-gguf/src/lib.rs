@@ -25,13 +25,13 @@ mod vocab;
 mod wordpiece;
 pub mod write;
 
-pub use chat::chat_tokens;
+pub use chat::{chat_tokens, tool_chat_tokens};
 pub use decode::TextDecoder;
 pub use ggml::GgmlType;
 pub use gguf::{FromValue, Gguf, GgufError, TensorInfo};
 pub use output::{FinishReason, OutputLimits, OutputText, Piece};
 pub use parse::shown;
 pub use rope::{RopeError, RopeTables, rope_table, rope_tables};
-pub use template::{ChatMessage, ChatTemplate, Limits, TemplateError};
+pub use template::{Chat, ChatMessage, ChatTemplate, Limits, TemplateError, ToolStyle};
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use value::{Array, StrArray, Value};

@@ -20,6 +20,7 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     /// Bytes that one instruction can write without a charge.
     uncharged_len_max: u64,
+    tool_style: Option<ToolStyle>,
     bos_token: String,
     eos_token: String,
 }
@@ -31,6 +32,47 @@ pub struct ChatMessage {
     pub role: String,
     /// Text of the turn.
     pub content: String,
+}
+
+/// A conversation as the API has it.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Chat {
+    /// Objects with `role`, `content`, and where they apply `tool_calls` and `tool_call_id`.
+    pub messages: Vec<serde_json::Value>,
+    /// Objects `{"type": "function", "function": {..}}`.
+    pub tools: Vec<serde_json::Value>,
+}
+
+/// How a model writes that it calls a tool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ToolStyle {
+    /// `<tool_call>{"name": .., "arguments": {..}}</tool_call>`, as Hermes and Qwen do.
+    Hermes,
+    /// `[TOOL_CALLS][{"name": .., "arguments": {..}}, ..]`.
+    Mistral,
+    /// The whole answer is `{"name": .., "parameters": {..}}`, as Llama 3 does.
+    Llama3,
+    /// The template knows no tools: they are told in words, and called as in [`Self::Hermes`].
+    Told,
+}
+
+impl ToolStyle {
+    /// By what the template's source says; `None` for a way to call tools that is not one of ours.
+    fn of(source: &str) -> Option<Self> {
+        let has = |text: &str| source.contains(text);
+        if has("[TOOL_CALLS]") {
+            // Later templates of Mistral put the arguments behind the name in another way.
+            return (!has("[ARGS]")).then_some(Self::Mistral);
+        }
+        if has("<tool_call>") {
+            // Some write the call as tags in tags.
+            return (!has("<function=") && !has("<arg_key>")).then_some(Self::Hermes);
+        }
+        if has("tools") || has("tool_calls") {
+            return (has("\"parameters\": ") && has("<|start_header_id|>")).then_some(Self::Llama3);
+        }
+        Some(Self::Told)
+    }
 }
 
 /// What one rendering may use.
@@ -120,7 +162,8 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, "refused").with_source(Refusal(message)))
         });
         env.add_template_owned(NAME, guarded.source).map_err(|error| invalid(error.to_string()))?;
-        Ok(Self { env, uncharged_len_max: guarded.captured_raw_len_max, bos_token, eos_token })
+        let (uncharged_len_max, tool_style) = (guarded.captured_raw_len_max, ToolStyle::of(source));
+        Ok(Self { env, uncharged_len_max, tool_style, bos_token, eos_token })
     }
 
     /// The prompt for `messages`. With `add_generation_prompt` it ends where the assistant's words begin. [`crate::chat_tokens`]
@@ -134,18 +177,44 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         limits: &Limits,
     ) -> Result<String, TemplateError> {
+        let turns = messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() });
+        self.render_values(turns.collect(), (), add_generation_prompt, limits)
+    }
+
+    /// The prompt for messages as the API has them, where `tools` can be called.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_chat(&self, chat: &Chat, limits: &Limits) -> Result<String, TemplateError> {
+        let messages = chat.messages.iter().map(value_of).collect();
+        let tools = if chat.tools.is_empty() { Value::from(()) } else { chat.tools.iter().map(value_of).collect() };
+        self.render_values(messages, tools, true, limits)
+    }
+
+    /// How the template's model calls tools; `None` if that is not known.
+    #[must_use]
+    pub fn tool_style(&self) -> Option<ToolStyle> {
+        self.tool_style
+    }
+
+    fn render_values(
+        &self,
+        messages: Vec<Value>,
+        tools: impl Into<Value>,
+        add_generation_prompt: bool,
+        limits: &Limits,
+    ) -> Result<String, TemplateError> {
         let mut env = self.env.clone();
         env.set_fuel(Some(limits.fuel.min(limits.memory / self.uncharged_len_max.max(1))));
         env.add_global(bounds::MEMORY, limits.memory);
         let mut output = Capped { text: Vec::new(), len_max: limits.output_len, full: false };
-        let turns = messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() });
         let values = context! {
-            messages => turns.collect::<Vec<Value>>(),
+            messages,
             add_generation_prompt,
             bos_token => self.bos_token.as_str(),
             eos_token => self.eos_token.as_str(),
             // Absent things that templates compare with none.
-            tools => (),
+            tools => tools.into(),
             documents => (),
         };
         let template = env.get_template(NAME).map_err(|error| failed(&error))?;
@@ -156,6 +225,23 @@ impl ChatTemplate {
             Ok(_) => String::from_utf8(output.text)
                 .map_err(|_| TemplateError::Failed { reason: "the output is not UTF-8".to_owned() }),
         }
+    }
+}
+
+/// JSON as templates see it. Its depth is bounded by the parser that made it.
+fn value_of(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(value), _) => Value::from(value),
+            (None, Some(value)) => Value::from(value),
+            (None, None) => Value::from(number.as_f64().unwrap_or_default()),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => items.iter().map(value_of).collect(),
+        Json::Object(fields) => Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), value_of(value)))),
     }
 }
 

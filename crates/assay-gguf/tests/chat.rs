@@ -1,6 +1,7 @@
 //! Prompts of chats: special tokens are the template's to write, never a message's.
 
-use assay_gguf::{ChatMessage, ChatTemplate, Gguf, Limits, Tokenizer, chat_tokens};
+use assay_gguf::{Chat, ChatMessage, ChatTemplate, Gguf, Limits, Tokenizer, ToolStyle, chat_tokens, tool_chat_tokens};
+use serde_json::json;
 use std::path::Path;
 
 fn shipped() -> (Tokenizer, ChatTemplate) {
@@ -57,4 +58,58 @@ fn every_mark_in_use_is_refused_only_where_one_is_needed() {
     let both = [message("user", &marks), message("user", "<|end|>")];
     let error = chat_tokens(&tokenizer, &template, &both, &Limits::default()).unwrap_err();
     assert!(error.to_string().contains("noncharacter"), "{error}");
+}
+
+/// The way of Qwen 2.5 and Hermes, shortened.
+const TOOL_TEMPLATE: &str = "{%- for tool in tools %}{{ tool | tojson }}\n{% endfor %}\
+    {%- for message in messages %}{{ '<|user|>' + message.content }}\
+    {%- for tool_call in message.tool_calls %}<tool_call>{{ tool_call.function.arguments | tojson }}</tool_call>\
+    {%- endfor %}{%- endfor %}";
+
+#[test]
+fn what_tools_say_is_text_and_written_as_python_writes_json() {
+    let (tokenizer, _) = shipped();
+    let template = ChatTemplate::new(TOOL_TEMPLATE, String::new(), String::new()).unwrap();
+    assert_eq!(template.tool_style(), Some(ToolStyle::Hermes));
+    let arguments = json!({"b": [1, 2.5, null], "a": {"é": "\n\"<|end|>"}, "c": [], "d": {}});
+    let chat = Chat {
+        messages: vec![
+            json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": arguments}}]}),
+        ],
+        tools: vec![json!({"type": "function", "function": {"name": "f", "description": "<|end|>"}})],
+    };
+    let text = template.render_chat(&chat, &Limits::default()).unwrap();
+    assert_eq!(
+        text,
+        "{\"type\": \"function\", \"function\": {\"name\": \"f\", \"description\": \"<|end|>\"}}\n<|user|><tool_call>\
+         {\"b\": [1, 2.5, null], \"a\": {\"é\": \"\\n\\\"<|end|>\"}, \"c\": [], \"d\": {}}</tool_call>"
+    );
+    let ids = tool_chat_tokens(&tokenizer, &template, &chat, &Limits::default()).unwrap();
+    // Only the template's own special token is one.
+    let end = tokenizer.token_id("<|end|>").unwrap();
+    let user = tokenizer.token_id("<|user|>").unwrap();
+    assert!(!ids.contains(&end));
+    assert_eq!(ids.iter().filter(|id| **id == user).count(), 1);
+    let indented = ChatTemplate::new("{{ tools[0] | tojson(indent=2) }}", String::new(), String::new()).unwrap();
+    let chat = Chat { messages: vec![], tools: vec![json!({"a": [1, {}], "b": "x"})] };
+    let expect = "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": \"x\"\n}";
+    assert_eq!(indented.render_chat(&chat, &Limits::default()).unwrap(), expect);
+}
+
+#[test]
+fn the_way_to_call_tools_is_read_off_the_template() {
+    let check = |source: &str, expect| {
+        let template = ChatTemplate::new(source, String::new(), String::new()).unwrap();
+        assert_eq!(template.tool_style(), expect, "{source}");
+    };
+    check("{{ messages }}", Some(ToolStyle::Told));
+    check(TOOL_TEMPLATE, Some(ToolStyle::Hermes));
+    check("{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]", Some(ToolStyle::Mistral));
+    check(
+        "{% if tools %}<|start_header_id|>{{ '{\"name\": 1, \"parameters\": {}}' }}{% endif %}",
+        Some(ToolStyle::Llama3),
+    );
+    check("{% if tools %}<tool_call><function=f>{% endif %}", None);
+    check("{% if tools %}[TOOL_CALLS]f[ARGS]{% endif %}", None);
+    check("{% if tools %}something else{% endif %}", None);
 }

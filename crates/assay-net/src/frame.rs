@@ -2,7 +2,7 @@
 
 use assay_types::{
     Amount, ChannelConfig, Finish, Job, Prices, ProviderId, RequestHash, SignedOffer, SignedReceipt, SignedVoucher,
-    TokenId,
+    TokenId, TokenLogprobs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,8 @@ pub enum ProviderFrame {
     /// Nothing (more) will be done for the last request on this connection. Before [`ProviderFrame::Accepted`] nothing
     /// is charged; after it the checkpoints stand.
     Refused(Refused),
+    /// As [`ProviderFrame::Tokens`], with log probabilities: for a job that asks for them.
+    Scored(Vec<(TokenId, TokenLogprobs)>),
 }
 
 /// The client's first frame.

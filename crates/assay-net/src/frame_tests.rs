@@ -56,8 +56,10 @@ fn job() -> Job {
             seed: u64::MAX,
         },
         logit_bias: vec![LogitBias { token: 9, bias_micro: -100_000_000 }],
+        grammar: Some(Grammar::new(GrammarKind::Regex, "a+")),
         stop: vec!["\n\n".into(), "Ende".into()],
-        ignore_eos: true,
+        ignore_eos: false,
+        logprobs: Some(5),
         nonce: B256::repeat_byte(0xaa),
     }
 }
@@ -95,6 +97,7 @@ fn provider_frames() -> Vec<(&'static str, ProviderFrame)> {
     let hello = ProviderHello { version: PROTOCOL_VERSION, chain_id: 31_337, provider: offer().offer.provider };
     let done = Done { receipt: receipt(), finish: Finish::Stop };
     let report = ChannelReport { charged_total: Amount(17), latest: Some(receipt()), open_streams: 2 };
+    let scored = TokenLogprobs { token_micro: -1_000, top: vec![(7, -1_000), (100_000, -2_000_000)] };
     vec![
         ("provider hello", ProviderFrame::Hello(hello)),
         ("offer", ProviderFrame::Offer(offer())),
@@ -105,6 +108,10 @@ fn provider_frames() -> Vec<(&'static str, ProviderFrame)> {
         ("checkpoint", ProviderFrame::Checkpoint(receipt())),
         ("done", ProviderFrame::Done(done)),
         ("refused", ProviderFrame::Refused(Refused::new(RefusedCode::Internal, "the disk is full"))),
+        (
+            "scored",
+            ProviderFrame::Scored(vec![(7, scored), (128, TokenLogprobs { token_micro: i32::MIN, top: vec![] })]),
+        ),
     ]
 }
 

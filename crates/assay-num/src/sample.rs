@@ -84,7 +84,7 @@ pub fn check_finite(values: &[f32]) -> Result<(), NonFinite> {
 pub struct SampleScratch {
     scaled: Vec<f32>,
     weights: Vec<f32>,
-    order: Vec<u64>,
+    pub(crate) order: Vec<u64>,
     adjusted: Vec<f32>,
     allowed: Vec<u32>,
 }
@@ -93,6 +93,11 @@ impl SampleScratch {
     /// Empty buffers.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What [`weigh`] left.
+    pub(crate) fn weights(&self) -> &[f32] {
+        &self.weights
     }
 }
 
@@ -216,12 +221,12 @@ fn order_bits(value: f32) -> u32 {
 
 /// Ascending keys are the order of tokens; the low half is the id.
 #[inline]
-fn order_key(logit: f32, id: u32) -> u64 {
+pub(crate) fn order_key(logit: f32, id: u32) -> u64 {
     (u64::from(!order_bits(logit)) << 32) | u64::from(id)
 }
 
 /// Fills `scratch.weights` with exp((logit - max) / T).
-fn weigh(logits: &[f32], max: f32, temperature_micro: u32, scratch: &mut SampleScratch) {
+pub(crate) fn weigh(logits: &[f32], max: f32, temperature_micro: u32, scratch: &mut SampleScratch) {
     let temperature = (f64::from(temperature_micro) / f64::from(MICRO)) as f32;
     scratch.scaled.clear();
     scratch.scaled.extend(logits.iter().map(|&logit| (logit - max) / temperature));
@@ -231,7 +236,7 @@ fn weigh(logits: &[f32], max: f32, temperature_micro: u32, scratch: &mut SampleS
 
 /// A weight in 0..=1 as fixed point with 40 fractional bits; the scaling is exact, the conversion truncates.
 #[inline]
-fn fixed(weight: f32) -> u64 {
+pub(crate) fn fixed(weight: f32) -> u64 {
     (weight * 1_099_511_627_776.0) as u64
 }
 

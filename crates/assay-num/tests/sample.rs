@@ -3,7 +3,7 @@
 mod support;
 
 use assay_num::sample::{MICRO, NonFinite, PickError, SampleParams, SampleScratch, pick, pick_with, random};
-use assay_num::{Adjustments, Penalties, check_finite, scalar};
+use assay_num::{Adjustments, Penalties, check_finite, logprobs, scalar};
 use support::Rng;
 
 const GREEDY: SampleParams =
@@ -233,4 +233,39 @@ fn a_mask_without_tokens_and_adjustments_that_overflow_are_errors() {
     assert_eq!(pick(&[f32::NAN, 1.0], vec![], Some(&[2])), Err(PickError::NonFinite(NonFinite { index: 0 })));
     // A bias far above the spread of logits forces its token; one outside the vocabulary does nothing.
     assert_eq!(pick(&[1.0, -0.5, -3.0], vec![(2, 100_000_000), (9, 100_000_000)], None), Ok(2));
+}
+
+#[test]
+fn log_probabilities_are_those_of_a_softmax() {
+    let mut rng = Rng(31);
+    let mut scratch = SampleScratch::new();
+    for n in [1usize, 2, 20, 700, 5000] {
+        for spread in [0.5f32, 4.0, 40.0] {
+            let logits: Vec<f32> = rng.floats(n, spread).iter().map(|v| (v * 16.0).round() / 16.0).collect();
+            let max = logits.iter().fold(f64::MIN, |m, &l| m.max(f64::from(l)));
+            let z = libm::log(logits.iter().map(|&l| libm::exp(f64::from(l) - max)).sum::<f64>());
+            let mut order: Vec<usize> = (0..n).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+            for n_top in [0, 1, 5, 20] {
+                let token = rng.next() as usize % n;
+                let got = logprobs(&logits, token as u32, n_top, &mut scratch).unwrap();
+                let close = |micro: i32, id: usize| {
+                    let exact = (f64::from(logits[id]) - max - z) * 1e6;
+                    assert!((f64::from(micro) - exact).abs() < 3.0, "{n} tokens: {micro} for {exact}");
+                };
+                close(got.token_micro, token);
+                assert_eq!(got.top.len(), n_top.min(n));
+                for (&(id, micro), &expect) in got.top.iter().zip(&order) {
+                    assert_eq!(id as usize, expect);
+                    close(micro, expect);
+                }
+            }
+        }
+    }
+    assert_eq!(logprobs(&[f32::NAN], 0, 0, &mut scratch), Err(NonFinite { index: 0 }));
+    // Bits that every platform has to give.
+    let got = logprobs(&[1.5, -2.25, 0.0, 1.5], 1, 2, &mut scratch).unwrap();
+    assert_eq!((got.token_micro, got.top), (-4_559_439, vec![(0, -809_439), (3, -809_439)]));
+    // A difference that no i32 holds.
+    assert_eq!(logprobs(&[3e38, -3e38], 1, 0, &mut scratch).unwrap().token_micro, i32::MIN);
 }

@@ -15,9 +15,10 @@ use assay_net::{
     RefusedCode,
 };
 use assay_protocol::StreamTerms;
-use assay_types::{CHUNK_TOKENS, Finish, Job, ModelId, ModelOffer, response_hash};
+use assay_types::{CHUNK_TOKENS, Finish, GRAMMAR_LEN_MAX, Job, ModelId, ModelOffer, TokenLogprobs, response_hash};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -63,6 +64,8 @@ struct Running<'a> {
     handle: JobHandle,
     /// The engine was told to wait.
     is_held: Arc<AtomicBool>,
+    /// Of the tokens that were not sent yet, if the job asks for them; one more where its token is still to come.
+    logprobs: VecDeque<TokenLogprobs>,
     last: Option<Done>,
     /// Payments that may still come: each costs a signature check.
     payments_left: u64,
@@ -76,6 +79,8 @@ enum Cut {
     Gone(NetError),
     /// The provider's own fault: only checkpoints count.
     Failed(String),
+    /// The job's own fault, which every provider would find: only checkpoints count.
+    Hopeless(String),
 }
 
 impl Service {
@@ -114,10 +119,10 @@ impl Service {
         }
     }
 
-    /// Longest frame that a client needs: a job that fills the longest context, its stop strings and its logit bias.
+    /// Longest frame that a client needs: a job that fills the longest context, its stop strings, logit bias and grammar.
     fn frame_len_max(&self) -> u32 {
         let context = self.models.values().map(|served| served.offer.context_length).max().unwrap_or(0);
-        context.saturating_mul(5).saturating_add(32 << 10)
+        context.saturating_mul(5).saturating_add(32 << 10).saturating_add(GRAMMAR_LEN_MAX as u32)
     }
 
     /// Tells a client that its bytes are no frame; after them the stream has no meaning any more.
@@ -199,6 +204,7 @@ impl Service {
         }
         let request = job.request_hash();
         let money = self.ledger.admit(request, &open.channel, &open.voucher, open.grant).await?;
+        compile_grammar(served, job).await?;
         let running = self.start(served, job, terms, money, open)?;
         // The engine has begun meanwhile; no token leaves before this is known.
         let served_before = self.ledger.store.receipt(request).await;
@@ -236,7 +242,7 @@ impl Service {
         let handle =
             served.engine.submit_for(Payer(open.channel.payer.into_array()), job, Box::new(sink)).map_err(|error| {
                 match error {
-                    SubmitError::Job(_) | SubmitError::PrefixComplete { .. } => {
+                    SubmitError::Job(_) | SubmitError::PrefixComplete { .. } | SubmitError::Constraint(_) => {
                         Refused::new(RefusedCode::BadJob, error)
                     }
                     // Another provider may have more memory.
@@ -248,7 +254,18 @@ impl Service {
             })?;
         let stream = ServedStream::new(terms, open.grant);
         let payments_left = PAYMENTS_SPARE + 2 * terms.output_tokens_max / u64::from(CHUNK_TOKENS);
-        Ok(Running { job, terms, money, stream, events, handle, is_held, last: None, payments_left })
+        Ok(Running {
+            job,
+            terms,
+            money,
+            stream,
+            events,
+            handle,
+            is_held,
+            logprobs: VecDeque::new(),
+            last: None,
+            payments_left,
+        })
     }
 
     /// Streams until the output is complete; returns the last frame.
@@ -256,7 +273,7 @@ impl Service {
         loop {
             match running.stream.next() {
                 Step::Send(tokens) => {
-                    let frame = ProviderFrame::Tokens(running.stream.output()[tokens.clone()].to_vec());
+                    let frame = running.frame(tokens.clone());
                     connection.sender.send(&frame).await.map_err(Cut::Gone)?;
                     running.stream.on_sent(&tokens);
                 }
@@ -303,7 +320,31 @@ impl Service {
     }
 }
 
+/// Compiles a job's grammar where it holds nobody up; the engine finds it among the kept ones.
+async fn compile_grammar(served: &Served, job: &Job) -> Result<(), Refused> {
+    let Some(grammar) = job.grammar.clone() else { return Ok(()) };
+    let model = Arc::clone(served.engine.model());
+    let bad = |error: &dyn std::fmt::Display| Refused::new(RefusedCode::BadJob, error);
+    let compile = move || match model.vocabulary() {
+        Ok(vocabulary) => vocabulary.compile(&grammar).map(drop).map_err(|error| bad(&error)),
+        Err(error) => Err(bad(&error)),
+    };
+    let lost = |_| Refused::new(RefusedCode::Internal, "the provider is shutting down");
+    tokio::task::spawn_blocking(compile).await.map_err(lost)?
+}
+
 impl Running<'_> {
+    /// These tokens of the output, which follow those that were sent before.
+    fn frame(&mut self, tokens: Range<usize>) -> ProviderFrame {
+        let ids = &self.stream.output()[tokens];
+        if self.job.logprobs.is_none() {
+            return ProviderFrame::Tokens(ids.to_vec());
+        }
+        // The engine says a token's log probabilities before the token.
+        let logprobs = self.logprobs.drain(..ids.len());
+        ProviderFrame::Scored(ids.iter().copied().zip(logprobs).collect())
+    }
+
     fn on_frame(&mut self, frame: Result<ClientFrame, NetError>) -> Result<(), Cut> {
         match frame {
             Ok(ClientFrame::Pay(_)) if self.payments_left == 0 => {
@@ -332,6 +373,7 @@ impl Running<'_> {
         let mut next = first;
         while let Some(event) = next {
             match event {
+                EngineEvent::Logprobs(logprobs) => self.logprobs.push_back(*logprobs),
                 EngineEvent::Token { id } => self.stream.on_token(id),
                 EngineEvent::Done { finish } => {
                     self.stream.on_end(finish);
@@ -339,6 +381,9 @@ impl Running<'_> {
                 }
                 EngineEvent::Failed { error: JobFailure::ShuttingDown | JobFailure::Cancelled } => {
                     return Err(Cut::Ended);
+                }
+                EngineEvent::Failed { error: error @ JobFailure::Grammar { .. } } => {
+                    return Err(Cut::Hopeless(error.to_string()));
                 }
                 EngineEvent::Failed { error } => return Err(Cut::Failed(error.to_string())),
             }
@@ -377,6 +422,9 @@ impl Running<'_> {
         if let Cut::Failed(reason) = &cut {
             tracing::error!(request = %self.money.request, reason, "a job failed");
             return Ok(ProviderFrame::Refused(Refused::new(RefusedCode::Internal, "the provider failed")));
+        }
+        if let Cut::Hopeless(reason) = &cut {
+            return Ok(ProviderFrame::Refused(Refused::new(RefusedCode::BadJob, reason)));
         }
         let done = match (self.stream.bill(), self.last) {
             (Bill::LastCheckpoint, Some(last)) => Ok(last),

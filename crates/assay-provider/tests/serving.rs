@@ -35,6 +35,20 @@ async fn a_job_is_streamed_checkpointed_paid_and_receipted() {
 }
 
 #[tokio::test]
+async fn log_probabilities_come_with_the_tokens_if_the_job_asks() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let plain = client.run(&job(150)).await;
+    assert!(plain.scores.is_empty());
+    let asked = assay_types::Job { logprobs: Some(3), ..job(150) };
+    let outcome = client.run(&asked).await;
+    assert_eq!(outcome.output, plain.output);
+    assert_eq!(outcome.scores.len(), 150);
+    assert!(outcome.scores.iter().all(|score| score.top.len() == 3 && score.top[0].1 <= 0));
+}
+
+#[tokio::test]
 async fn an_output_of_whole_chunks_ends_with_one_receipt() {
     let world = World::new(Setup::default());
     let provider = world.start().await;

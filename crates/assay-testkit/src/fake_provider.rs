@@ -14,8 +14,8 @@ use assay_net::{
 use assay_protocol::{ChannelTerms, ReceiverChannel, ReceiverState, StreamTerms};
 use assay_types::{
     Address, Amount, B256, CHUNK_TOKENS, ChannelConfig, ChannelId, Finish, Job, ModelId, ModelOffer, Offer, Prices,
-    ProviderId, Receipt, RequestHash, Signature, SignedOffer, SignedReceipt, SignedVoucher, TokenId, receipt_domain,
-    response_hash, settlement_domain,
+    ProviderId, Receipt, RequestHash, Signature, SignedOffer, SignedReceipt, SignedVoucher, TokenId, TokenLogprobs,
+    receipt_domain, response_hash, settlement_domain,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -63,6 +63,8 @@ pub enum Trick {
     HoldAt(usize),
     /// Sends another token than the script's at this position.
     WrongTokenAt(usize),
+    /// Sends the token at this position without log probabilities.
+    NoLogprobsAt(usize),
     /// Claims that the output stopped by itself before this position.
     EndAt(usize),
     /// Signs checkpoints for other tokens than it sent.
@@ -476,7 +478,16 @@ impl Shared {
         let token = if trick == Trick::WrongTokenAt(position) { token ^ 1 } else { token };
         running.output.push(token);
         let piece = running.text.push(token);
-        connection.sender.send(&ProviderFrame::Tokens(vec![token])).await?;
+        let frame = match running.job.logprobs {
+            None => ProviderFrame::Tokens(vec![token]),
+            // The scripted token is certain; the others follow by id.
+            Some(top) => {
+                let top = (0..TokenId::from(top)).map(|id| (id, -1_000_000 - id.cast_signed())).collect();
+                ProviderFrame::Scored(vec![(token, TokenLogprobs { token_micro: -500_000, top })])
+            }
+        };
+        let frame = if trick == Trick::NoLogprobsAt(position) { ProviderFrame::Tokens(vec![token]) } else { frame };
+        connection.sender.send(&frame).await?;
         Ok(piece.finish.map(|finish| match finish {
             FinishReason::Stop => Finish::Stop,
             FinishReason::Length => Finish::Length,

@@ -1,5 +1,6 @@
 //! A request at token level: everything that determines the output, and nothing else.
 
+use crate::grammar::{GRAMMAR_LEN_MAX, GRAMMAR_VERSION, Grammar};
 use crate::{ModelId, RequestHash, TokenId};
 use alloy_primitives::{B256, keccak256};
 use serde::{Deserialize, Serialize};
@@ -80,14 +81,42 @@ pub struct Job {
     /// Added to logits before everything else; at most [`LOGIT_BIAS_MAX`], ascending by token, each token once.
     #[serde(default)]
     pub logit_bias: Vec<LogitBias>,
+    /// What the output has to look like; only tokens that fit are chosen among.
+    #[serde(default)]
+    pub grammar: Option<Grammar>,
     /// The output ends before the first of these strings.
     #[serde(default)]
     pub stop: Vec<String>,
     /// Go on after an end-of-generation token (for load tests and forced lengths).
     #[serde(default)]
     pub ignore_eos: bool,
+    /// Log probabilities that come with each output token: `None` is none, else the token's own and those of so many
+    /// most likely tokens, at most [`TOP_LOGPROBS_MAX`].
+    #[serde(default)]
+    pub logprobs: Option<u8>,
     /// Makes the request unique; chosen by the client's side.
     pub nonce: B256,
+}
+
+/// The model's log probabilities at one position, before bias, penalties and temperature, in millionths. They are not
+/// signed: whoever has the model derives them from job and output.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// Of the output token.
+    pub token_micro: i32,
+    /// Of the most likely tokens, most likely first.
+    pub top: Vec<(TokenId, i32)>,
+}
+
+/// Seed of one of several answers to one request: the request's own for the first, then the first 53 bits of
+/// `keccak("assay/choice/1" || u64 seed || u32 choice)`. 53, because a receipt file writes it as a JSON number.
+#[must_use]
+pub fn choice_seed(seed: u64, choice: u32) -> u64 {
+    if choice == 0 {
+        return seed;
+    }
+    let hash = keccak256([b"assay/choice/1".as_slice(), &seed.to_be_bytes(), &choice.to_be_bytes()].concat());
+    hash.first_chunk().map_or(0, |first| u64::from_be_bytes(*first) >> 11)
 }
 
 /// What a party accepts.
@@ -101,6 +130,8 @@ pub struct JobLimits {
 
 /// Most entries of `logit_bias` (OpenAI documents no bound, other servers 300 to 1024).
 pub const LOGIT_BIAS_MAX: usize = 1024;
+/// Most of the most likely tokens that a job can ask for (OpenAI's bound).
+pub const TOP_LOGPROBS_MAX: u8 = 20;
 /// Most stop strings in a job (OpenAI allows 4).
 pub const STOP_COUNT_MAX: usize = 16;
 /// Longest stop string in bytes.
@@ -192,6 +223,20 @@ impl Job {
         if self.stop.iter().any(|s| s.is_empty() || s.len() > STOP_LEN_MAX) {
             return bad("stop", "each string 1 to 256 bytes");
         }
+        if let Some(grammar) = &self.grammar {
+            if grammar.version != GRAMMAR_VERSION {
+                return bad("grammar", "a version that is not known here");
+            }
+            if grammar.text.is_empty() || grammar.text.len() > GRAMMAR_LEN_MAX {
+                return bad("grammar", "1 to 65536 bytes");
+            }
+            if self.ignore_eos {
+                return bad("ignore_eos", "a grammar decides where the output ends");
+            }
+        }
+        if self.logprobs.is_some_and(|top| top > TOP_LOGPROBS_MAX) {
+            return bad("top_logprobs", "0 to 20");
+        }
         Ok(())
     }
 
@@ -245,12 +290,17 @@ impl Job {
             out.extend_from_slice(&entry.token.to_be_bytes());
             out.extend_from_slice(&entry.bias_micro.to_be_bytes());
         }
+        match &self.grammar {
+            None => out.push(0),
+            Some(grammar) => grammar.put(&mut out),
+        }
         put_count(&mut out, self.stop.len());
         for stop in &self.stop {
             put_count(&mut out, stop.len());
             out.extend_from_slice(stop.as_bytes());
         }
         out.push(u8::from(self.ignore_eos));
+        out.push(self.logprobs.map_or(0, |top| top.saturating_add(1)));
         out.extend_from_slice(self.nonce.as_slice());
         out
     }
@@ -287,6 +337,7 @@ pub(crate) fn put_tokens(out: &mut Vec<u8>, tokens: &[TokenId]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::GrammarKind;
 
     fn job() -> Job {
         Job {
@@ -305,8 +356,10 @@ mod tests {
                 seed: 7,
             },
             logit_bias: vec![LogitBias { token: 2, bias_micro: -5_000_000 }, LogitBias { token: 5, bias_micro: 7 }],
+            grammar: None,
             stop: vec!["\n\n".into()],
             ignore_eos: false,
+            logprobs: None,
             nonce: B256::repeat_byte(2),
         }
     }
@@ -316,7 +369,7 @@ mod tests {
     #[test]
     fn every_field_changes_the_hash() {
         let base = job();
-        let changes: [fn(&mut Job); 19] = [
+        let changes: [fn(&mut Job); 25] = [
             |j| j.model_id = ModelId(B256::repeat_byte(9)),
             |j| j.prompt[1] = 4,
             |j| j.prompt.push(0),
@@ -333,8 +386,14 @@ mod tests {
             |j| j.logit_bias[0].token += 1,
             |j| j.logit_bias[1].bias_micro = -7,
             |j| j.logit_bias.truncate(1),
+            |j| j.grammar = Some(Grammar::new(GrammarKind::Regex, "a")),
+            |j| j.grammar = Some(Grammar::new(GrammarKind::Lark, "a")),
+            |j| j.grammar = Some(Grammar::new(GrammarKind::Lark, "b")),
+            |j| j.grammar = Some(Grammar { version: 2, ..Grammar::new(GrammarKind::Lark, "a") }),
             |j| j.stop[0].push('x'),
             |j| j.ignore_eos = true,
+            |j| j.logprobs = Some(0),
+            |j| j.logprobs = Some(1),
             |j| j.nonce = B256::repeat_byte(3),
         ];
         let mut seen = vec![base.request_hash()];
@@ -383,15 +442,29 @@ mod tests {
         check(|j| j.logit_bias = vec![LogitBias { token: 0, bias_micro: 0 }; 1025], "at most 1024");
         check(|j| j.stop = vec!["a".into(); 17], "stop");
         check(|j| j.stop = vec![String::new()], "stop");
+        check(|j| j.grammar = Some(Grammar::new(GrammarKind::Regex, "x".repeat(65_536))), "ok");
+        check(|j| j.grammar = Some(Grammar::new(GrammarKind::Regex, "x".repeat(65_537))), "grammar");
+        check(|j| j.grammar = Some(Grammar::new(GrammarKind::Regex, "")), "grammar");
+        check(|j| j.grammar = Some(Grammar { version: 0, ..Grammar::new(GrammarKind::Lark, "a") }), "version");
+        check(|j| (j.ignore_eos, j.grammar) = (true, Some(Grammar::new(GrammarKind::Lark, "a"))), "ignore_eos");
+        check(|j| j.logprobs = Some(20), "ok");
+        check(|j| j.logprobs = Some(21), "top_logprobs");
+    }
+
+    #[test]
+    fn choices_have_seeds_of_their_own() {
+        let seeds: Vec<u64> = (0..4).map(|choice| choice_seed(7, choice)).collect();
+        assert_eq!(seeds, [7, 828_196_289_274_078, 5_102_671_370_553_722, 1_046_135_264_007_700]);
+        assert_ne!(choice_seed(8, 1), seeds[1]);
     }
 
     #[test]
     fn golden_hash() {
         // Fixed by docs/PROTOCOL.md: a change here is a change of the wire format.
-        assert_eq!(job().canonical_bytes().len(), 11 + 32 + 16 + 4 + 4 + 28 + 8 + 20 + 4 + 6 + 1 + 32);
+        assert_eq!(job().canonical_bytes().len(), 11 + 32 + 16 + 4 + 4 + 28 + 8 + 20 + 1 + 4 + 6 + 1 + 1 + 32);
         assert_eq!(
             job().request_hash().to_string(),
-            "0xe5fc00f722330613486ee1c3dd0b4bb02894d64217e4ce4ad232c12a08f21e79"
+            "0xb8b729a9de012660150c1c51ea68b7e9a45328789d76cc244ad2d51665d0363c"
         );
     }
 }

@@ -6,6 +6,7 @@
 
 mod amount;
 mod domain;
+mod grammar;
 mod ids;
 mod job;
 mod manifest;
@@ -19,8 +20,11 @@ mod voucher;
 pub use alloy_primitives::{Address, B256, keccak256};
 pub use amount::{Amount, Prices};
 pub use domain::SigningDomain;
+pub use grammar::{GRAMMAR_LEN_MAX, GRAMMAR_VERSION, Grammar, GrammarKind};
 pub use ids::{ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, TokenId};
-pub use job::{Job, JobError, JobLimits, LOGIT_BIAS_MAX, LogitBias, MICRO, Sampling};
+pub use job::{
+    Job, JobError, JobLimits, LOGIT_BIAS_MAX, LogitBias, MICRO, Sampling, TOP_LOGPROBS_MAX, TokenLogprobs, choice_seed,
+};
 pub use manifest::{CANONICAL_PROFILE, Manifest};
 pub use offer::{ModelOffer, Offer, SignedOffer};
 pub use receipt::{Receipt, SignedReceipt, receipt_domain};

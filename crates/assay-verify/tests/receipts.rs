@@ -44,8 +44,10 @@ fn job() -> Job {
         max_tokens: 40,
         sampling: Sampling { temperature_micro: MICRO, seed: 3, ..Sampling::GREEDY },
         logit_bias: Vec::new(),
+        grammar: None,
         stop: vec![],
         ignore_eos: true,
+        logprobs: None,
         nonce: B256::repeat_byte(9),
     }
 }

@@ -169,6 +169,7 @@ fn print_output(
                 let piece = decoder.push(id);
                 show(&mut output, &piece.text)?;
             }
+            EngineEvent::Logprobs(_) => {}
             EngineEvent::Done { finish } => {
                 output.finish = finish;
                 break;
@@ -206,8 +207,10 @@ fn job(args: &RunArgs, model: &Model) -> anyhow::Result<Job> {
             ..Sampling::GREEDY
         },
         logit_bias: Vec::new(),
+        grammar: None,
         stop: Vec::new(),
         ignore_eos: false,
+        logprobs: None,
     })
 }
 

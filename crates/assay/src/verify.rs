@@ -4,7 +4,7 @@ use crate::{load, one_line, say, start_logging, tell};
 use anyhow::{Context, bail};
 use assay_chain::client::Registry;
 use assay_chain::{ChainClient, ClientOptions, PrivateKeySigner};
-use assay_engine::{LoadOptions, Runner};
+use assay_engine::{LoadOptions, Runner, score};
 use assay_types::{Address, Amount, ProviderId, ReceiptFile};
 use assay_verify::replay::{Unchecked, Verdict, replay};
 use assay_verify::statements::{self, Statements};
@@ -32,6 +32,9 @@ pub struct VerifyArgs {
     /// The registry that is trusted, if the one that the receipt names is not
     #[arg(long, value_name = "ADDRESS")]
     registry: Option<Address>,
+    /// Also derive the log probability of each output token, which nobody signs; needs --model
+    #[arg(long, requires = "model")]
+    logprobs: bool,
     /// Threads for the model [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -163,10 +166,20 @@ fn check_answer(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) 
     let threads = args.threads.unwrap_or_else(load::all_cores);
     let mut runner = Runner::new(threads);
     match replay(file, statements, &model, found, &mut runner) {
-        Ok(Verdict::Exact { tokens }) => Ok(Outcome::Valid(vec![format!(
-            "answer: exact, all {tokens} tokens re-derived in one prefill ({}, {threads} threads)",
-            runner.isa()
-        )])),
+        Ok(Verdict::Exact { tokens }) => {
+            let mut lines = vec![format!(
+                "answer: exact, all {tokens} tokens re-derived in one prefill ({}, {threads} threads)",
+                runner.isa()
+            )];
+            if args.logprobs {
+                let scores = score(&model, &mut runner, &file.job, &statements.output, 0)?;
+                for (index, (token, score)) in statements.output.iter().zip(scores).enumerate() {
+                    let logprob = f64::from(score.token_micro) / 1e6;
+                    lines.push(format!("output token {index}: {token}, log probability {logprob:.6}"));
+                }
+            }
+            Ok(Outcome::Valid(lines))
+        }
         Ok(Verdict::WrongToken { provider, index, expected, got }) => {
             let expected = expected.map_or_else(|| "the end".into(), |t| format!("token {t}"));
             Ok(Outcome::Invalid(format!(

@@ -1,6 +1,7 @@
 //! Requests as clients send them, right and wrong.
 
 use super::*;
+use assay_types::GrammarKind;
 use serde_json::{Value, json};
 
 fn chat_with(extra: &Value) -> Value {
@@ -9,6 +10,10 @@ fn chat_with(extra: &Value) -> Value {
         body[key] = value.clone();
     }
     body
+}
+
+fn said(role: Role, content: &str) -> Message {
+    Message { role, content: content.into(), tool_calls: vec![], tool_call_id: None }
 }
 
 fn parse_chat(body: &Value) -> Result<ChatRequest, RequestError> {
@@ -23,13 +28,14 @@ fn parse_prompt(prompt: &Value) -> Result<CompletionRequest, RequestError> {
 fn plain_request_has_the_documented_defaults() {
     let request = parse_chat(&chat_with(&json!({}))).unwrap();
     assert_eq!(request.model, "m");
-    assert_eq!(request.messages, [Message { role: Role::User, content: "hi".into() }]);
+    assert_eq!(request.messages, [said(Role::User, "hi")]);
     assert_eq!(
         request.options,
         Options {
             stream: false,
             include_usage: false,
             seed: None,
+            constraint: None,
             stop: vec![],
             max_tokens: None,
             temperature_micro: 1_000_000,
@@ -41,12 +47,27 @@ fn plain_request_has_the_documented_defaults() {
             presence_penalty_micro: 0,
             logit_bias: vec![],
             ignore_eos: false,
+            logprobs: None,
+            n: 1,
             only: vec![],
             ignore: vec![],
             warnings: vec![],
         }
     );
     assert_eq!(parse_prompt(&json!("x")).unwrap().options.max_tokens, Some(16));
+    let logprobs = |value: Value| {
+        let body = json!({"model": "m", "prompt": "x", "logprobs": value});
+        CompletionRequest::parse(body.to_string().as_bytes()).map(|request| request.options.logprobs)
+    };
+    assert_eq!(logprobs(json!(null)).unwrap(), None);
+    assert_eq!(logprobs(json!(0)).unwrap(), Some(0));
+    assert_eq!(logprobs(json!(5)).unwrap(), Some(5));
+    assert_eq!(logprobs(json!(21)).unwrap_err().param(), Some("logprobs"));
+    assert_eq!(logprobs(json!(true)).unwrap_err().param(), Some("logprobs"));
+}
+
+fn grammar(options: &Options) -> Option<(GrammarKind, String, &'static str)> {
+    options.constraint.as_ref().map(|c| (c.grammar.kind, c.grammar.text.clone(), c.param))
 }
 
 #[test]
@@ -85,6 +106,22 @@ fn understood_fields_arrive() {
         let pairs: Vec<_> = o.logit_bias.iter().map(|b| (b.token, b.bias_micro)).collect();
         pairs == [(7, 500_000), (50_256, -100_000_000)]
     });
+    check(json!({"response_format": {"type": "json_object"}}), |o| {
+        grammar(o) == Some((GrammarKind::JsonSchema, r#"{"type":"object"}"#.into(), "response_format.type"))
+    });
+    let schema = json!({"name": "x", "strict": true, "schema": {"b": 1, "a": 2}});
+    check(json!({"response_format": {"type": "json_schema", "json_schema": schema}}), |o| {
+        let schema: Value = serde_json::from_str(&grammar(o).unwrap().1).unwrap();
+        schema == json!({"b": 1, "a": 2}) && grammar(o).unwrap().2 == "response_format.json_schema.schema"
+    });
+    check(json!({"guided_json": "{}"}), |o| grammar(o).unwrap().1 == "{}");
+    check(json!({"guided_json": {}}), |o| grammar(o).unwrap().1 == "{}");
+    check(json!({"guided_grammar": "start: \"a\""}), |o| grammar(o).unwrap().0 == GrammarKind::Lark);
+    check(json!({"guided_choice": ["a.b", "c/d"]}), |o| grammar(o).unwrap().1 == r"a\.b|c\/d");
+    check(json!({"logprobs": true}), |o| o.logprobs == Some(0));
+    check(json!({"logprobs": true, "top_logprobs": 20}), |o| o.logprobs == Some(20));
+    check(json!({"logprobs": false, "top_logprobs": 0}), |o| o.logprobs.is_none());
+    check(json!({"n": 16}), |o| o.n == 16);
     check(json!({"ignore_eos": true}), |o| o.ignore_eos);
     let id = "0x00000000000000000000000000000000000000AA";
     check(json!({"provider": {"only": [id]}}), |o| o.only.len() == 1 && o.only[0].0[19] == 0xaa && o.ignore.is_empty());
@@ -105,14 +142,66 @@ fn messages_of_every_kind() {
         ("user", Role::User, "user"),
         ("assistant", Role::Assistant, "assistant"),
     ] {
-        check(json!({"role": name, "content": "x"}), Message { role, content: "x".into() });
+        check(json!({"role": name, "content": "x"}), said(role, "x"));
         assert_eq!(role.template_name(), template);
     }
     let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "é"}]);
-    check(json!({"role": "user", "content": parts}), Message { role: Role::User, content: "a\né".into() });
-    check(json!({"role": "user", "content": ""}), Message { role: Role::User, content: String::new() });
+    check(json!({"role": "user", "content": parts}), said(Role::User, "a\né"));
+    check(json!({"role": "user", "content": ""}), said(Role::User, ""));
     let assistant = json!({"role": "assistant", "content": "x", "tool_calls": [], "refusal": null});
-    check(assistant, Message { role: Role::Assistant, content: "x".into() });
+    check(assistant, said(Role::Assistant, "x"));
+}
+
+#[test]
+fn tools_choices_and_calls() {
+    let schema = json!({"type": "object", "properties": {"b": {}, "a": {}}});
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": schema}});
+    let tooling = |extra: Value| parse_chat(&chat_with(&extra)).unwrap().tooling;
+    assert_eq!(tooling(json!({})), Tooling { is_parallel: true, ..Tooling::default() });
+    let two = tooling(json!({"tools": [tool("f"), tool("g-1.x")], "parallel_tool_calls": false}));
+    assert_eq!((two.tools.len(), two.choice, two.is_parallel), (2, ToolChoice::Auto, false));
+    assert_eq!((two.tools[1].name.as_str(), &two.tools[0].json), ("g-1.x", &tool("f")));
+    assert_eq!(two.tools[0].parameters, Some(schema.to_string()));
+    for (choice, expect) in [
+        (json!("none"), ToolChoice::None),
+        (json!("auto"), ToolChoice::Auto),
+        (json!("required"), ToolChoice::Required),
+        (json!({"type": "function", "function": {"name": "f"}}), ToolChoice::Named("f".into())),
+    ] {
+        assert_eq!(tooling(json!({"tools": [tool("f")], "tool_choice": choice})).choice, expect);
+    }
+    let call = json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+    let messages = json!({"messages": [
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "5"},
+    ]});
+    let messages = parse_chat(&chat_with(&messages)).unwrap().messages;
+    assert_eq!(messages[0].tool_calls, [ToolCall::new("c1".into(), "f".into(), "{}".into())]);
+    assert_eq!((messages[1].role.template_name(), messages[1].tool_call_id.as_deref()), ("tool", Some("c1")));
+
+    let check = |extra: Value, param: &str, expect: &str| {
+        let error = parse_chat(&chat_with(&extra)).expect_err(&extra.to_string());
+        assert_eq!(error.param(), Some(param), "{extra}: {error}");
+        assert!(error.to_string().contains(expect), "{extra}: {error} does not contain {expect}");
+    };
+    check(json!({"tools": {}}), "tools", "an array of tools");
+    check(json!({"tools": [{"type": "web"}]}), "tools[0].type", "'function'");
+    check(json!({"tools": [{"type": "function"}]}), "tools[0].function", "missing");
+    check(json!({"tools": [tool("a b")]}), "tools[0].function.name", "letters");
+    check(json!({"tools": [tool("f"), tool("f")]}), "tools[1].function.name", "another function 'f'");
+    check(json!({"tools": vec![tool("f"); 129]}), "tools", "at most 128");
+    let no_schema = json!({"type": "function", "function": {"name": "f", "parameters": 5}});
+    check(json!({"tools": [no_schema]}), "tools[0].function.parameters", "an object");
+    check(json!({"tool_choice": "required"}), "tool_choice", "no tools");
+    check(json!({"tools": [tool("f")], "tool_choice": "maybe"}), "tool_choice", "'required'");
+    check(json!({"tools": [tool("f")], "tool_choice": 5}), "tool_choice", "'required'");
+    let named = json!({"type": "function", "function": {"name": "h"}});
+    check(json!({"tools": [tool("f")], "tool_choice": named}), "tool_choice.function.name", "no tool");
+    check(
+        json!({"tools": [tool("f")], "tool_choice": "required", "guided_regex": "a"}),
+        "tool_choice",
+        "'guided_regex'",
+    );
 }
 
 #[test]
@@ -187,7 +276,8 @@ fn bad_fields_are_named() {
     check(json!({"messages": ["hi"]}), "messages[0]", "expected an object, got a string");
     check(json!({"messages": [{"content": "x"}]}), "messages[0].role", "missing");
     check(json!({"messages": [{"role": "king", "content": "x"}]}), "messages[0].role", "one of system");
-    check(json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].role", "tool calls");
+    check(json!({"messages": [{"role": "function", "content": "x"}]}), "messages[0].role", "'tool' by now");
+    check(json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].tool_call_id", "missing");
     check(json!({"messages": [{"role": "user"}]}), "messages[0].content", "missing");
     check(json!({"messages": [{"role": "user", "content": 3}]}), "messages[0].content", "a string or an array");
     check(json!({"messages": [{"role": "user", "content": [3]}]}), "messages[0].content[0]", "an object");
@@ -199,7 +289,7 @@ fn bad_fields_are_named() {
         "miss",
     );
     let call = json!({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]});
-    check(json!({"messages": [call]}), "messages[0].tool_calls", "only text");
+    check(json!({"messages": [call]}), "messages[0].tool_calls[0].function", "missing");
     check(json!({"stream": "yes"}), "stream", "true or false, got a string");
     check(json!({"stream_options": {}}), "stream_options", "only allowed when 'stream' is true");
     check(json!({"stream": true, "stream_options": 1}), "stream_options", "an object");
@@ -235,6 +325,40 @@ fn bad_fields_are_named() {
     check(json!({"logit_bias": {"1": 1, "01": 1}}), "logit_bias", "twice");
     let many: serde_json::Map<String, Value> = (0..1025).map(|i| (i.to_string(), json!(1))).collect();
     check(json!({"logit_bias": many}), "logit_bias", "more than 1024 fields");
+    check(json!({"logprobs": 5}), "logprobs", "true or false");
+    check(json!({"top_logprobs": 5}), "top_logprobs", "only allowed when 'logprobs' is true");
+    check(json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", "from 0 to 20, got 21");
+    check(json!({"logprobs": true, "top_logprobs": -1}), "top_logprobs", "from 0 to 20, got -1");
+    let format = |value: Value| json!({"response_format": value});
+    check(format(json!("json")), "response_format", "an object");
+    check(format(json!({})), "response_format.type", "missing");
+    check(format(json!({"type": "xml"})), "response_format.type", "one of text");
+    check(format(json!({"type": "json_schema"})), "response_format.json_schema", "missing");
+    check(
+        format(json!({"type": "json_schema", "json_schema": {"name": "x"}})),
+        "response_format.json_schema.schema",
+        "mi",
+    );
+    check(
+        format(json!({"type": "json_schema", "json_schema": {"name": "", "schema": {}}})),
+        "response_format.json_schema.name",
+        "1 to 64 bytes",
+    );
+    check(
+        format(json!({"type": "json_schema", "json_schema": {"name": "x", "schema": []}})),
+        "response_format.json_schema.schema",
+        "an object",
+    );
+    check(json!({"guided_regex": 1}), "guided_regex", "a string");
+    check(json!({"guided_grammar": ""}), "guided_grammar", "1 to 65536 bytes");
+    check(json!({"guided_regex": "x".repeat(65_537)}), "guided_regex", "1 to 65536 bytes");
+    check(json!({"guided_choice": []}), "guided_choice", "1 to 1024");
+    check(json!({"guided_choice": ["a", ""]}), "guided_choice[1]", "empty");
+    check(json!({"guided_regex": "a", "guided_choice": ["b"]}), "guided_choice", "'guided_regex' constrains");
+    check(json!({"guided_regex": "a", "ignore_eos": true}), "ignore_eos", "'guided_regex'");
+    check(json!({"n": 0}), "n", "from 1 to 16, got 0");
+    check(json!({"n": 17}), "n", "from 1 to 16, got 17");
+    check(json!({"n": 1.5}), "n", "got 1.5");
     check(json!({"ignore_eos": 1}), "ignore_eos", "true or false");
     check(json!({"provider": "x"}), "provider", "an object, got a string");
     check(json!({"provider": {"only": "x"}}), "provider.only", "an array of provider ids");
@@ -274,15 +398,8 @@ fn fields_that_would_change_the_answer_are_refused() {
             }
         );
     };
-    check(json!({"tools": [{"type": "function"}]}), "tools");
-    check(json!({"tool_choice": "required"}), "tool_choice");
     check(json!({"functions": [{}]}), "functions");
-    check(json!({"n": 2}), "n");
     check(json!({"best_of": 2}), "best_of");
-    check(json!({"logprobs": true}), "logprobs");
-    check(json!({"logprobs": 5}), "logprobs");
-    check(json!({"top_logprobs": 5}), "top_logprobs");
-    check(json!({"response_format": {"type": "json_object"}}), "response_format");
     check(json!({"echo": true}), "echo");
     check(json!({"suffix": "x"}), "suffix");
     check(json!({"modalities": ["audio"]}), "modalities");

@@ -1,10 +1,11 @@
 //! Replay accepts what the engine produced and names the first thing that it did not.
 
-use assay_engine::{Replay, ReplayError, Runner, replay};
-use assay_types::{Finish, Job, JobError, LogitBias};
+use assay_engine::{Replay, ReplayError, Runner, SubmitError, replay, score};
+use assay_types::{Finish, Grammar, GrammarKind, Job, JobError, LogitBias};
 
 use crate::support::{
-    BF16, F16, FAMILIES, Outcome, Q4_K_M, Q5_K, Q8, VOCAB, greedy, job, letter, penalized, run_alone,
+    BF16, F16, FAMILIES, Outcome, Q4_K_M, Q5_K, Q8, VOCAB, engine, greedy, job, letter, options, penalized, run_alone,
+    run_scored, submit,
 };
 
 fn jobs() -> Vec<Job> {
@@ -139,4 +140,102 @@ fn bias_forbids_and_forces_and_penalties_end_repetition() {
     let count = |token| tokens.iter().filter(|t| **t == token).count();
     assert_eq!(count(first) + count(first + 1), 40, "{tokens:?}");
     assert!(count(first).abs_diff(count(first + 1)) <= 20 && count(first + 1) > 0, "{tokens:?}");
+}
+
+#[test]
+fn log_probabilities_come_with_each_token_and_are_derived_again() {
+    for tiny in [Q8, Q4_K_M] {
+        let model = tiny.model();
+        for job in [job(30, 20, 1), penalized(job(40, 20, 5))] {
+            let plain = run_alone(&model, &job);
+            for top in [0, 5, 20] {
+                let asked = Job { logprobs: Some(top), ..job.clone() };
+                let (outcome, scores) = run_scored(&model, &asked);
+                // Asking changes no token.
+                assert_eq!(outcome, plain);
+                assert_eq!(scores.len(), plain.tokens.len());
+                assert!(scores.iter().all(|score| score.top.len() == usize::from(top) && score.token_micro <= 0));
+                let mut runner = Runner::new(2);
+                assert_eq!(score(&model, &mut runner, &asked, &plain.tokens, top), Ok(scores.clone()));
+                assert_eq!(replay(&model, &mut runner, &asked, &plain.tokens, Finish::Length), Ok(Replay::Exact));
+                let resumed = asked.resumed_after(&plain.tokens[..7]);
+                assert_eq!(score(&model, &mut runner, &resumed, &plain.tokens[7..], top), Ok(scores[7..].to_vec()));
+            }
+        }
+    }
+    let error = score(&Q8.model(), &mut Runner::new(1), &job(3, 3, 1), &[VOCAB], 0);
+    assert!(matches!(error, Err(ReplayError::Job(JobError::TokenOutOfRange { .. }))), "{error:?}");
+}
+
+/// A job whose output is a sentence of a grammar, and ends where it does.
+fn constrained(kind: GrammarKind, text: &str, job: Job) -> Job {
+    Job { grammar: Some(Grammar::new(kind, text)), ignore_eos: false, ..job }
+}
+
+fn text_of(model: &assay_engine::Model, tokens: &[u32]) -> String {
+    let bytes: Vec<u8> = tokens.iter().flat_map(|t| model.tokenizer().token_bytes(*t)).copied().collect();
+    String::from_utf8(bytes).expect("a grammar's output is text")
+}
+
+#[test]
+fn an_output_under_a_grammar_is_a_sentence_of_it_and_exact() {
+    const SCHEMA: &str = r#"{"type": "object", "properties": {"a": {"type": "string", "maxLength": 4},
+        "b": {"enum": [true, null]}}, "required": ["a", "b"], "additionalProperties": false}"#;
+    for tiny in [Q8, F16, Q4_K_M] {
+        let model = tiny.model();
+        for (n, job) in [job(30, 60, 1), greedy(job(9, 60, 2)), penalized(job(40, 60, 5))].into_iter().enumerate() {
+            for job in [
+                constrained(GrammarKind::JsonSchema, SCHEMA, job.clone()),
+                constrained(GrammarKind::Regex, "[a-e]{3,9}!", job.clone()),
+                constrained(GrammarKind::Lark, "start: \"x\" (\"y\" | \"(\" start \")\")", job.clone()),
+            ] {
+                let Outcome { tokens, end } = run_alone(&model, &job);
+                if end == Ok(Finish::Stop) {
+                    let text = text_of(&model, &tokens);
+                    let kind = job.grammar.as_ref().map(|grammar| grammar.kind);
+                    let is_right = match kind {
+                        Some(GrammarKind::JsonSchema) => {
+                            let value: serde_json::Value = serde_json::from_str(&text).expect(&text);
+                            value["a"].as_str().is_some_and(|a| a.chars().count() <= 4) && value.get("b").is_some()
+                        }
+                        Some(GrammarKind::Regex) => text.ends_with('!') && (4..=10).contains(&text.len()),
+                        _ => text.starts_with('x') && text.matches('(').count() == text.matches(')').count(),
+                    };
+                    assert!(is_right, "{n}: {text}");
+                } else {
+                    assert_eq!(end, Ok(Finish::Length), "{n}");
+                }
+                let finish = end.unwrap();
+                let mut runner = Runner::new(1);
+                assert_eq!(replay(&model, &mut runner, &job, &tokens, finish), Ok(Replay::Exact));
+                // Resumed anywhere, it goes on with the same tokens, also in a batch of all of them.
+                let engine = engine(&model, options());
+                let running: Vec<_> = (0..tokens.len().min(15))
+                    .map(|n| submit(&engine, &job.resumed_after(&tokens[..n]), 4096).expect("accepted"))
+                    .collect();
+                for (n, running) in running.into_iter().enumerate() {
+                    assert_eq!(running.outcome(), Outcome { tokens: tokens[n..].to_vec(), end: Ok(finish) }, "{n}");
+                }
+                // Another token than the grammar allows is named, whatever the model would have liked.
+                let mut wrong = tokens.clone();
+                wrong[0] = letter(25);
+                let got = replay(&model, &mut runner, &job, &wrong, finish);
+                assert!(matches!(got, Ok(Replay::FirstWrong { index: 0, .. })), "{got:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn grammars_that_cannot_be_followed_are_errors() {
+    let model = Q8.model();
+    let engine = engine(&model, options());
+    let bad = constrained(GrammarKind::JsonSchema, "{", job(3, 9, 1));
+    assert!(matches!(submit(&engine, &bad, 9).err(), Some(SubmitError::Constraint(_))));
+    let error = replay(&model, &mut Runner::new(1), &bad, &[1], Finish::Open);
+    assert!(matches!(error, Err(ReplayError::Constraint(_))), "{error:?}");
+    // A prefix that no engine under this grammar produced.
+    let digits = constrained(GrammarKind::Regex, "[0-9]+", job(3, 9, 1));
+    let broken = digits.resumed_after(&[letter(0)]);
+    assert!(matches!(submit(&engine, &broken, 9).err(), Some(SubmitError::Constraint(_))));
 }

@@ -315,6 +315,7 @@ impl Client {
             }
             match events.recv() {
                 Ok(EngineEvent::Token { id }) => tokens.push(id),
+                Ok(EngineEvent::Logprobs(_)) => panic!("nobody asked"),
                 Ok(EngineEvent::Done { finish }) => return (tokens, Some(Ok(finish))),
                 Ok(EngineEvent::Failed { error }) => return (tokens, Some(Err(error))),
                 // A cancelled job whose sink was full ends without a word.

@@ -10,7 +10,7 @@ use assay_engine::{
     TokenSink,
 };
 use assay_gguf::{Array, GgmlType, Gguf, StrArray, Value, quant, write::GgufWriter};
-use assay_types::{B256, Finish, Job, LogitBias, ModelId, Sampling};
+use assay_types::{B256, Finish, Job, LogitBias, ModelId, Sampling, TokenLogprobs};
 
 /// Shape of a tiny model.
 #[derive(Clone, Copy, Debug)]
@@ -322,8 +322,10 @@ pub fn job(n_prompt: usize, max_tokens: u32, seed: u64) -> Job {
         max_tokens,
         sampling: Sampling { temperature_micro: 900_000, top_p_micro: 950_000, top_k: 50, seed, ..Sampling::GREEDY },
         logit_bias: Vec::new(),
+        grammar: None,
         stop: Vec::new(),
         ignore_eos: true,
+        logprobs: None,
         nonce: B256::ZERO,
     }
 }
@@ -386,16 +388,25 @@ pub fn submit_for(engine: &Engine, payer: Payer, job: &Job, bound: usize) -> Res
 impl Running {
     /// Reads to the end, which comes once and with the drop of the sink.
     pub fn outcome(self) -> Outcome {
-        let mut tokens = Vec::new();
+        self.scored().0
+    }
+
+    /// The same with what came before each token.
+    pub fn scored(self) -> (Outcome, Vec<TokenLogprobs>) {
+        let (mut tokens, mut scores) = (Vec::new(), Vec::new());
         let end = loop {
             match self.next() {
                 EngineEvent::Token { id } => tokens.push(id),
+                EngineEvent::Logprobs(score) => {
+                    assert_eq!(scores.len(), tokens.len(), "each comes right before its token");
+                    scores.push(*score);
+                }
                 EngineEvent::Done { finish } => break Ok(finish),
                 EngineEvent::Failed { error } => break Err(error),
             }
         };
         assert!(self.events.recv().is_err(), "an event after the end");
-        Outcome { tokens, end }
+        (Outcome { tokens, end }, scores)
     }
 
     /// Waits for one event.
@@ -412,6 +423,11 @@ impl Running {
             }
         }
     }
+}
+
+/// Runs one job alone; with its log probabilities.
+pub fn run_scored(model: &Arc<Model>, job: &Job) -> (Outcome, Vec<TokenLogprobs>) {
+    submit(&engine(model, options()), job, 4096).expect("accepted").scored()
 }
 
 /// Runs one job alone.

@@ -47,8 +47,8 @@ async fn bad_requests() {
     .await;
     check(chat, with(json!({"temperature": 3})), 400, "invalid_value", Some("temperature")).await;
     check(chat, with(json!({"max_tokens": "1"})), 400, "invalid_value", Some("max_tokens")).await;
-    check(chat, with(json!({"tools": [{}]})), 400, "unsupported_parameter", Some("tools")).await;
-    check(chat, with(json!({"n": 2})), 400, "unsupported_parameter", Some("n")).await;
+    check(chat, with(json!({"tools": [{}]})), 400, "missing_required_parameter", Some("tools[0].type")).await;
+    check(chat, with(json!({"n": 17})), 400, "invalid_value", Some("n")).await;
     check(chat, with(json!({"model": "gpt-4"})), 404, "model_not_found", Some("model")).await;
     check(chat, with(json!({"max_tokens": CONTEXT})), 400, "context_length_exceeded", Some("max_tokens")).await;
     let long = json!({"messages": [{"role": "user", "content": "x".repeat(CONTEXT as usize)}]});

@@ -165,3 +165,18 @@ async fn a_dead_provider_is_forgotten_and_welcomed_back() {
     let reply = world.chat(json!({"provider": world.only(0)})).await;
     assert_eq!(reply.content(), story(WORDS));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_keeps_log_probabilities_back_is_left() {
+    let world = World::start(2, &story(WORDS)).await;
+    for provider in &world.providers {
+        provider.set(Trick::NoLogprobsAt(70));
+    }
+    // Nobody who asked gets them: the attempt is lost, and so is the next.
+    assert_eq!(world.chat(json!({"logprobs": true, "max_tokens": 80})).await.status, 502);
+    let metrics = world.get("/metrics").await.text();
+    assert!(metrics.contains("provider_faults_total{kind=\"token\"} 2"), "{metrics}");
+    // Who did not ask does not miss them.
+    let (_, reply) = meets_first(2, |_| (), Trick::NoLogprobsAt(70), false).await;
+    assert_eq!(reply.content(), story(WORDS));
+}

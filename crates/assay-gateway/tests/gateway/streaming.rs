@@ -183,3 +183,122 @@ async fn models_health_and_metrics() {
     let text = text_of(&world.chat(json!({"stream": true})).await.events());
     assert_eq!(text, "x");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_probabilities_arrive_whole_and_streamed() {
+    let world = World::start(1, &story(12)).await;
+    let ask = json!({"logprobs": true, "top_logprobs": 2});
+    let whole = world.chat(ask).await.json();
+    let content = whole["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+    // All tokens but the one that ends the answer.
+    assert_eq!(content.len() as u64 + 1, whole["usage"]["completion_tokens"].as_u64().unwrap());
+    let bytes: Vec<u8> =
+        content.iter().flat_map(|t| t["bytes"].as_array().unwrap()).map(|b| b.as_u64().unwrap() as u8).collect();
+    assert_eq!(String::from_utf8(bytes).unwrap(), story(12));
+    assert_eq!(content[0]["logprob"], -0.5);
+    assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    assert_eq!(content[0]["top_logprobs"][1]["logprob"], -1.000_001);
+
+    let stream = world.chat(json!({"logprobs": true, "top_logprobs": 2, "stream": true})).await;
+    let parts = |event: &Value| event["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default();
+    let streamed: Vec<Value> = stream.events().iter().flat_map(parts).collect();
+    assert_eq!(streamed, content);
+
+    let body = json!({"model": "fake", "prompt": "abc", "logprobs": 1, "max_tokens": 5});
+    let completion = world.post("/v1/completions", &body).await.json();
+    let logprobs = &completion["choices"][0]["logprobs"];
+    let texts: Vec<&str> = logprobs["tokens"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+    assert_eq!(texts.concat(), completion["choices"][0]["text"].as_str().unwrap());
+    assert_eq!(logprobs["token_logprobs"][4], -0.5);
+    assert_eq!(logprobs["text_offset"][1], texts[0].chars().count());
+    assert_eq!(logprobs["top_logprobs"][0].as_object().unwrap()[texts[0]], -0.5);
+    // Nobody asked: the field is there and empty.
+    assert_eq!(world.chat(json!({})).await.json()["choices"][0]["logprobs"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_choices_are_jobs_of_their_own_and_one_reply() {
+    let world = World::start(2, &story(30)).await;
+    let whole = world.chat(json!({"n": 3, "seed": 5})).await.json();
+    let choices = whole["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    let mut cost = 0;
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!((&choice["index"], &choice["message"]["content"]), (&json!(index), &json!(story(30))));
+        let receipt = whole["assay"]["receipts"][index].as_str().unwrap();
+        let file = world.receipt(receipt).await;
+        assert_eq!(file.job.sampling.seed, assay_types::choice_seed(5, index as u32));
+        cost += file.parts[0].signed.receipt.charged.0;
+    }
+    assert_eq!(whole["assay"]["receipt"], whole["assay"]["receipts"][0]);
+    assert_eq!(whole["assay"]["cost"], cost.to_string());
+    let jobs: Vec<_> = world.providers.iter().flat_map(assay_testkit::fake_provider::FakeProvider::jobs).collect();
+    let usage = &whole["usage"];
+    assert_eq!(usage["prompt_tokens"], 3 * jobs[0].prompt.len());
+    let one = world.chat(json!({})).await.json()["usage"]["completion_tokens"].as_u64().unwrap();
+    assert_eq!(usage["completion_tokens"], 3 * one);
+
+    let body = json!({"n": 3, "stream": true, "stream_options": {"include_usage": true}});
+    let events = world.chat(body).await.events();
+    for index in 0..3 {
+        let of = |event: &&Value| event["choices"][0]["index"] == index;
+        let mine: Vec<Value> = events.iter().filter(of).cloned().collect();
+        assert_eq!(text_of(&mine), story(30));
+        assert_eq!(mine[0]["choices"][0]["delta"]["role"], "assistant");
+        let last = mine.last().unwrap();
+        assert_eq!(last["choices"][0]["finish_reason"], "stop");
+        world.receipt(last["assay"]["receipt"].as_str().unwrap()).await;
+    }
+    assert_eq!(events[events.len() - 2]["usage"]["completion_tokens"], 3 * one);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_is_checked_before_anybody_is_paid_and_goes_into_the_job() {
+    let world = World::start(1, &story(3)).await;
+    let schema = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}});
+    assert_eq!(world.chat(schema(json!({"type": "object"}))).await.status, 200);
+    let job = world.providers[0].jobs().pop().unwrap();
+    assert_eq!(job.grammar.unwrap().text, r#"{"type":"object"}"#);
+    for (ask, param) in [
+        (schema(json!({"type": "strange"})), "response_format.json_schema.schema"),
+        (json!({"guided_regex": "("}), "guided_regex"),
+        (json!({"guided_grammar": "start: nowhere"}), "guided_grammar"),
+    ] {
+        let reply = world.chat(ask).await;
+        assert_eq!(reply.status, 400, "{}", reply.text());
+        assert_eq!(reply.json()["error"]["param"], param, "{}", reply.text());
+        assert_eq!(reply.json()["error"]["type"], "invalid_request_error");
+    }
+    assert_eq!(world.providers[0].jobs().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_found_whole_and_streamed() {
+    let call = "<tool_call>\n{\"name\": \"rain\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
+    let world = World::start(1, &format!("Look. {call}")).await;
+    let tools = json!([{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]);
+    let whole = world.chat(json!({"tools": tools})).await.json();
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{whole}");
+    assert_eq!(choice["message"]["content"], "Look. ");
+    let function = json!({"name": "rain", "arguments": "{\"city\": \"Rome\"}"});
+    assert_eq!(choice["message"]["tool_calls"][0]["function"], function);
+    let events = world.chat(json!({"tools": tools, "stream": true})).await.events();
+    assert_eq!(text_of(&events), "Look. ");
+    let deltas: Vec<&Value> = events.iter().map(|e| &e["choices"][0]["delta"]["tool_calls"][0]).collect();
+    let names: Vec<&Value> = deltas.iter().map(|d| &d["function"]["name"]).filter(|name| name.is_string()).collect();
+    assert_eq!(names, [&json!("rain")]);
+    let arguments: String = deltas.iter().filter_map(|d| d["function"]["arguments"].as_str()).collect();
+    assert_eq!(arguments, "{\"city\": \"Rome\"}");
+    assert!(events.iter().any(|e| e["choices"][0]["finish_reason"] == "tool_calls"));
+    // Without tools it is text; a forced call is part of the job.
+    assert_eq!(world.chat(json!({})).await.content(), format!("Look. {call}"));
+    assert_eq!(world.chat(json!({"tools": tools, "tool_choice": "required"})).await.status, 200);
+    assert!(world.providers[0].jobs().pop().unwrap().grammar.unwrap().text.contains("<tool_call>"));
+    // And what comes of it goes back into the conversation.
+    let messages = json!([{"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": null, "tool_calls": choice["message"]["tool_calls"]},
+        {"role": "tool", "tool_call_id": choice["message"]["tool_calls"][0]["id"], "content": "no"}]);
+    let reply = world.chat(json!({"tools": tools, "messages": messages})).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}

@@ -9,7 +9,7 @@ use assay_net::{
 use assay_protocol::{PayerChannel, PayerState, ReceiptExpectation, StreamTerms};
 use assay_types::{
     Amount, B256, ChannelConfig, ChannelId, Finish, Job, ProviderId, RequestHash, Signature, SignedOffer,
-    SignedVoucher, TokenId, Voucher, receipt_domain, settlement_domain,
+    SignedVoucher, TokenId, TokenLogprobs, Voucher, receipt_domain, settlement_domain,
 };
 use std::{
     net::SocketAddr,
@@ -76,6 +76,8 @@ pub struct Client {
 #[derive(Debug)]
 pub struct Outcome {
     pub output: Vec<TokenId>,
+    /// Of each output token, if the job asked.
+    pub scores: Vec<TokenLogprobs>,
     /// Output tokens of each checkpoint.
     pub checkpoints: Vec<u64>,
     pub done: Done,
@@ -87,6 +89,7 @@ pub struct Opened {
     pub request: RequestHash,
     pub terms: StreamTerms,
     pub output: Vec<TokenId>,
+    pub scores: Vec<TokenLogprobs>,
     pub checkpoints: Vec<u64>,
 }
 
@@ -129,7 +132,7 @@ impl Client {
         self.send(ClientFrame::Open(Box::new(frame))).await;
         assert_eq!(self.next().await.unwrap(), ProviderFrame::Accepted);
         let (request, terms) = (job.request_hash(), StreamTerms::new(job, PRICES));
-        Opened { job: job.clone(), request, terms, output: vec![], checkpoints: vec![] }
+        Opened { job: job.clone(), request, terms, output: vec![], scores: vec![], checkpoints: vec![] }
     }
 
     pub async fn pay(&mut self, opened: &Opened, granted_total: Amount) {
@@ -145,6 +148,12 @@ impl Client {
             ProviderFrame::Tokens(tokens) => {
                 assert!(!tokens.is_empty());
                 opened.output.extend(tokens);
+                None
+            }
+            ProviderFrame::Scored(tokens) => {
+                assert!(!tokens.is_empty());
+                opened.output.extend(tokens.iter().map(|(token, _)| token));
+                opened.scores.extend(tokens.into_iter().map(|(_, score)| score));
                 None
             }
             ProviderFrame::Checkpoint(receipt) => {
@@ -189,7 +198,7 @@ impl Client {
         loop {
             let checkpoints = opened.checkpoints.len();
             if let Some(done) = self.step(&mut opened).await {
-                return Outcome { output: opened.output, checkpoints: opened.checkpoints, done };
+                return Outcome { output: opened.output, scores: opened.scores, checkpoints: opened.checkpoints, done };
             }
             if opened.checkpoints.len() > checkpoints {
                 let grant = opened.terms.grant_after(opened.checkpoints[checkpoints]);

@@ -148,8 +148,10 @@ pub fn job(max_tokens: u32) -> Job {
         max_tokens,
         sampling: Sampling { temperature_micro: 900_000, seed: 42, ..Sampling::GREEDY },
         logit_bias: Vec::new(),
+        grammar: None,
         stop: vec![],
         ignore_eos: true,
+        logprobs: None,
         nonce: B256::from(nonce),
     }
 }
