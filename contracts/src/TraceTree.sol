@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.30;
 
+// The literal in every shift is what is shifted.
+// forge-lint: disable-start(incorrect-shift)
+
 /// @title TraceTree
 /// @notice The two kinds of Merkle trees that disputes are about: over a trace, and over a model's bytes.
 /// @dev Leaf = `keccak(0x00 || bytes)`, node = `keccak(0x01 || left || right)` in both, so that no path can stop above a
@@ -115,3 +118,4 @@ library TraceTree {
         }
     }
 }
+// forge-lint: disable-end(incorrect-shift)

@@ -13,7 +13,8 @@ import {IJudge} from "./interfaces/IJudge.sol";
 import {ITrial} from "./interfaces/ITrial.sol";
 
 // Casts are of indexes and counts that were checked to be below the number of leaves, operations or positions.
-// forge-lint: disable-start(unsafe-typecast)
+// The literal in every shift is what is shifted.
+// forge-lint: disable-start(unsafe-typecast, incorrect-shift)
 
 /// @title Trial
 /// @notice See ITrial, and docs/COURT.md for why the game finds the culprit.
@@ -673,4 +674,4 @@ contract Trial is ITrial {
         court.acquit(d.provider);
     }
 }
-// forge-lint: disable-end(unsafe-typecast)
+// forge-lint: disable-end(unsafe-typecast, incorrect-shift)
