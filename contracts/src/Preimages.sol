@@ -41,11 +41,11 @@ library Preimages {
         uint256 prefix = 47 + 4 * j.promptTokens;
         j.prefixTokens = _u32(data, prefix);
         // After the prefix: the bound on tokens; then temperature, top-p, top-k, min-p, repetition, frequency, presence,
-        // 8 bytes of seed, and how many logits have a bias.
+        // 8 bytes of seed, how many logits have a bias, and, if that is none, the kind of grammar.
         uint256 at = prefix + 4 + 4 * j.prefixTokens + 4;
         bool first = _u32(data, at) == 0 || _u32(data, at + 8) == 1;
         bool plain = _u32(data, at + 16) == 1_000_000 && _u32(data, at + 20) == 0 && _u32(data, at + 24) == 0;
-        j.greedy = first && plain && _u32(data, at + 36) == 0;
+        j.greedy = first && plain && _u32(data, at + 36) == 0 && data.length > at + 40 && data[at + 40] == 0;
     }
 
     /// @notice Token `index` of prompt and prefix.

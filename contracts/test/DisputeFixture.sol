@@ -123,7 +123,7 @@ abstract contract DisputeFixture is Base {
             modelId,
             lists,
             abi.encodePacked(uint32(100), temperature, uint32(1_000_000), uint64(0), uint32(1_000_000), uint64(0)),
-            abi.encodePacked(uint64(7), uint32(0), uint32(0), uint8(0), nonce)
+            abi.encodePacked(uint64(7), uint32(0), uint8(0), uint32(0), uint16(0), nonce)
         );
     }
 

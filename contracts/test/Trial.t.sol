@@ -504,8 +504,8 @@ contract TrialTest is DisputePlayers {
     /// @dev Of what follows the bound on tokens: which fields may differ from a plain greedy job's.
     function test_onlyAPlainGreedyJobIsJudged() public view {
         uint256 at = 47 + 4 * input + 4 + 4;
-        uint256[9] memory fields = [uint256(0), 4, 8, 12, 16, 20, 24, 28, 36];
-        bool[9] memory judged = [false, true, true, true, false, false, false, true, false];
+        uint256[10] memory fields = [uint256(0), 4, 8, 12, 16, 20, 24, 28, 36, 37];
+        bool[10] memory judged = [false, true, true, true, false, false, false, true, false, false];
         for (uint256 i = 0; i < fields.length; ++i) {
             bytes memory job = _jobOf(0);
             job[at + fields[i] + 3] ^= 0x01;
