@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 import random_model
-from measure import record, summary
+from measure import commit, previous, record, summary
 
 HERE = Path(__file__).parent
 RATES = ("prefill_tokens_per_s", "decode_tokens_per_s")
@@ -34,8 +34,8 @@ N_PROMPT, N_GEN = 512, 64
 TRY_PROMPT, TRY_GEN = 256, 16
 STREAMS, STREAM_PROMPT = 16, 32
 REPLY = 256
-# What a run must have measured to replace the record.
-WHOLE = {"models": {f"{shape} {fmt}" for shape in random_model.SHAPES for fmt in random_model.FORMATS}, "threads": {1, 2}}
+# What a run must have measured of a model to replace what is recorded of it.
+RECORD_ROUNDS, RECORD_THREADS = 5, {1, 2}
 GOALS = {
     ("Q8_0", "native"): {"prefill": 3.0, "decode": 1.0}, ("Q4_K", "native"): {"prefill": 1.2, "decode": 1.0},
     ("Q8_0", "avx2"): {"prefill": 1.3, "decode": 1.0}, ("Q4_K", "avx2"): {"prefill": 1.3, "decode": 1.0},
@@ -235,15 +235,19 @@ def main():
             if not args.models:
                 os.remove(path)
     print_table(models)
-    if models.keys() == WHOLE["models"] and set(args.threads) >= WHOLE["threads"] and len(isas) == 2 and args.rounds >= 5:
-        record("engine", {
-            "prompt_tokens": N_PROMPT,
-            "decoded_tokens": N_GEN,
-            "peer": "llama-cpp-python 0.3.36, compiled for this machine, its best settings",
-            "models": models,
-        })
-    else:
-        print("not recorded: that takes the whole table and 5 rounds", file=sys.stderr)
+    if args.rounds < RECORD_ROUNDS or not set(args.threads) >= RECORD_THREADS or args.no_streams:
+        print(f"not recorded: that takes {RECORD_ROUNDS} rounds, 1 and 2 threads, and the streams", file=sys.stderr)
+        return
+    # Models that this run did not measure keep what is recorded of them, with the commit it was measured at.
+    recorded = previous("engine").get("models", {})
+    for name, model in models.items():
+        recorded[name] = {"commit": commit(), **model}
+    record("engine", {
+        "prompt_tokens": N_PROMPT,
+        "decoded_tokens": N_GEN,
+        "peer": "llama-cpp-python 0.3.36, compiled for this machine, its best settings",
+        "models": dict(sorted(recorded.items())),
+    })
 
 
 if __name__ == "__main__":

@@ -38,6 +38,12 @@ def commit():
     ).stdout.strip()
 
 
+def previous(name):
+    """The results that bench/record/NAME.json holds, or nothing."""
+    path = ROOT / "bench" / "record" / f"{name}.json"
+    return json.loads(path.read_text())["results"] if path.exists() else {}
+
+
 def record(name, results):
     """Writes bench/record/NAME.json with how and where it was measured."""
     path = ROOT / "bench" / "record" / f"{name}.json"
