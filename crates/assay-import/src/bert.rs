@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::ImportError;
 use crate::folder::{Folder, Weights};
-use crate::json::Json;
+use crate::json::{Json, shown};
 use crate::plan::{Import, Options, Pooling};
 use crate::wordpiece;
 
@@ -105,7 +105,7 @@ fn refuse_modules(folder: &Folder<'_>) -> Result<(), ImportError> {
             return Err(ImportError::Value {
                 file: MODULES.to_owned(),
                 key: format!("{i}.type"),
-                found: format!("{ty:?}"),
+                found: shown(&format!("{ty:?}")),
                 expected: "Transformer, Pooling and Normalize are supported".to_owned(),
             });
         }

@@ -83,7 +83,7 @@ impl Json {
     /// The error that the value at `path` is not what was `expected`.
     pub fn unexpected(&self, path: &str, expected: impl Into<String>) -> ImportError {
         let found = shown(&self.get(path).map_or("missing".to_owned(), Value::to_string));
-        ImportError::Value { file: self.file.clone(), key: path.to_owned(), found, expected: expected.into() }
+        ImportError::Value { file: self.file.clone(), key: shown(path), found, expected: expected.into() }
     }
 
     fn read<'a, T>(

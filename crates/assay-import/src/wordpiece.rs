@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::ImportError;
 use crate::folder::Folder;
-use crate::json::Json;
+use crate::json::{Json, shown};
 use crate::plan::Import;
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -63,12 +63,7 @@ pub(crate) fn put(import: &mut Import<'_>, folder: &Folder<'_>, model: &Json, si
             None => {
                 let (file, key) = (TOKENIZER_CONFIG.to_owned(), (*name).to_owned());
                 let expected = "no token of the vocabulary has this text".to_owned();
-                return Err(ImportError::Value {
-                    file,
-                    key,
-                    found: crate::json::shown(&format!("{text:?}")),
-                    expected,
-                });
+                return Err(ImportError::Value { file, key, found: shown(&format!("{text:?}")), expected });
             }
         }
     }
@@ -107,9 +102,11 @@ fn vocabulary(json: &Json, size: u32) -> Result<Vec<String>, ImportError> {
     for (text, id) in vocab {
         let id = id.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < size);
         let id = id.ok_or_else(|| {
+            let text = shown(text);
             json.unexpected("model.vocab", format!("the id of {text:?} is not below vocab_size of config.json, {size}"))
         })?;
         if let Some(other) = by_id.insert(id, text.clone()) {
+            let (text, other) = (shown(text), shown(&other));
             return Err(json.unexpected("model.vocab", format!("{text:?} and {other:?} have the same id, {id}")));
         }
     }

@@ -151,6 +151,11 @@ fn what_is_not_supported_is_named_with_file_and_key() {
         "modules.json: key 1.type is \"sentence_transformers.models.Dense\"",
     );
     check(&add("1_Pooling/config.json", "pooling_mode_cls_token", json!(true)), "one way of pooling at a time");
+    // The second way by name, whose control character is not repeated.
+    check(
+        &add("1_Pooling/config.json", "pooling_mode_mean\u{7f}", json!(true)),
+        "key pooling_mode_mean\u{fffd} is true",
+    );
     check(
         &set("1_Pooling/config.json", "/pooling_mode_mean_tokens", json!(false)),
         "key pooling_mode is missing; mean and cls",
