@@ -62,11 +62,12 @@ pub fn command(words: &[&str]) -> anyhow::Result<()> {
             }
         }
     }
-    run(&names, bound)
+    run(&names, bound, None)
 }
 
-/// Builds and runs the named targets, or all of them, one after the other.
-pub fn run(names: &[&str], bound: Bound) -> anyhow::Result<()> {
+/// Builds and runs the named targets, or all of them, one after the other. From an empty corpus, the same `seed` and
+/// number of inputs are the same inputs; without a seed each run has its own.
+pub fn run(names: &[&str], bound: Bound, seed: Option<u32>) -> anyhow::Result<()> {
     let programs = build()?;
     let seeds = target_dir().join("fuzz/seeds");
     for (target, len_max) in TARGETS {
@@ -88,6 +89,7 @@ pub fn run(names: &[&str], bound: Bound) -> anyhow::Result<()> {
                 .arg(format!("-timeout={INPUT_SECONDS_MAX}"))
                 .arg(format!("-artifact_prefix={}", crashes.display()))
                 .args(["-verbosity=0", "-print_final_stats=1"])
+                .args(seed.map(|seed| format!("-seed={seed}")))
                 .current_dir(root())
                 .status()
                 .with_context(|| format!("cannot start fuzz target {target}"))?;
