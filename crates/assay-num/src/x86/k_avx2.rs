@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::ask;
 use super::avx2::{load8, load8_f16, store8};
+use super::q8_avx2::lanes;
 use crate::acts::ActSuperBlock;
 use crate::k_kernels::{k_kernels, within_group};
 use crate::k_matrix::KWeights;
@@ -191,16 +192,6 @@ pub(crate) fn quantize_super(x: &[[f32; SUPER_BLOCK]], out: &mut [ActSuperBlock]
         out.d = d;
         out.add_sums();
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-#[expect(unsafe_code, reason = "vector store")]
-fn lanes(x: __m256i) -> [i32; 8] {
-    let mut out = [0; 8];
-    // SAFETY: the array has the 32 bytes written; the store is unaligned.
-    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x) };
-    out
 }
 
 #[inline]

@@ -246,7 +246,7 @@ pub(crate) fn quantize(x: &[[f32; Q8_BLOCK]], out: &mut [ActBlock]) {
 #[inline]
 #[target_feature(enable = "avx2")]
 #[expect(unsafe_code, reason = "vector store")]
-fn lanes(x: __m256i) -> [i32; 8] {
+pub(super) fn lanes(x: __m256i) -> [i32; 8] {
     let mut out = [0; 8];
     // SAFETY: the array has the 32 bytes written; the store is unaligned.
     unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x) };
