@@ -24,7 +24,7 @@ const STACK_BYTES: usize = 64 << 20;
 /// Compiled grammars that are kept: many requests have the same.
 const KEPT_MAX: usize = 32;
 
-/// A model's tokens. Made once a model; costs about 20 bytes for each byte of its tokens.
+/// A model's tokens. Made once a model; holds a tree of the bytes of all of them.
 pub struct Vocabulary {
     factory: ParserFactory,
     ends: Vec<TokenId>,
@@ -115,8 +115,7 @@ impl Vocabulary {
         &self.ends
     }
 
-    /// Compiles a grammar, or takes a kept one. Compiling takes up to some tenths of a second for the worst that the
-    /// limits allow.
+    /// Compiles a grammar, or takes a kept one. The work is counted and bounded by the limits above.
     ///
     /// # Errors
     /// See [`GrammarError`].
