@@ -114,6 +114,7 @@ fn receipt_file_of(frames: &[Vec<u8>]) -> ReceiptFile {
         weights_root: B256::repeat_byte(2),
         tokenizer_hash: B256::repeat_byte(3),
         rope_hash: B256::repeat_byte(4),
+        graph_hash: B256::repeat_byte(4),
         name: "tiny".into(),
         license: String::new(),
     };

@@ -9,8 +9,8 @@ use std::ops::Range;
 use assay_num::{AttendScratch, KV_CHUNK, Kernels, KvChunk};
 
 use crate::compute::Compute;
-use crate::config::ModelConfig;
 use crate::forward::{Row, Slice};
+use assay_graph::ModelConfig;
 
 /// Queries a task aims at: enough to pay for reading the keys, few enough to spread a prompt over the team.
 const TASK_QUERIES: usize = 16;

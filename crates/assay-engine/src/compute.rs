@@ -4,9 +4,9 @@
 
 use assay_num::{Acts, Kernels, Matrix, Team};
 
-use crate::config::{ModelConfig, limits};
 use crate::forward::Row;
 use crate::model::Stack;
+use assay_graph::{ModelConfig, limits};
 
 /// Below this much work (about one multiply-add each) one thread is done before a second one is awake.
 const SMALL_WORK: usize = 1 << 15;

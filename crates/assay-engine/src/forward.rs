@@ -31,9 +31,9 @@ use assay_num::{Acts, Isa, Kernels, Team, check_finite};
 
 use crate::attention::{self, AttentionBuffers, Inputs};
 use crate::compute::{self, Compute};
-use crate::config::ModelConfig;
 use crate::kv::KvSeq;
 use crate::model::{Layer, Model};
+use assay_graph::ModelConfig;
 
 /// Rows of logits computed at once: bounds their memory to this many times the vocabulary.
 pub const LOGIT_ROWS: usize = 32;

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use assay_num::{KV_CHUNK, KvChunk};
 use assay_types::TokenId;
 
-use crate::config::ModelConfig;
 use crate::prefix::{Block, EntryId, Parent, Payer, PrefixCache, PrefixTree};
+use assay_graph::ModelConfig;
 
 /// Fewest positions worth copying out of a cached block: computing so few costs no more than the copy.
 const COPY_MIN: usize = 16;

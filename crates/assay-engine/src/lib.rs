@@ -15,11 +15,9 @@ mod admission;
 mod attention;
 mod choose;
 mod compute;
-mod config;
 mod drive;
 pub mod encoder;
 mod engine;
-mod family;
 mod forward;
 mod kv;
 pub mod latency;
@@ -32,17 +30,16 @@ mod scheduler;
 mod sequence;
 pub mod throughput;
 
+pub use assay_graph::{ConfigError, Family, ModelConfig, Window, limits};
 pub use choose::ConstraintError;
-pub use config::{ConfigError, ModelConfig, Window, limits};
 pub use engine::{
     Engine, EngineOptions, EngineStats, JobHandle, PREFILL_CHUNK_MAX, SEQUENCES_MAX, Shutdown, StartError, SubmitError,
     job_limits, threads_for,
 };
-pub use family::Family;
 pub use forward::{LOGIT_ROWS, Runner, Slice};
 pub use kv::{KvPool, KvSeq, KvShape};
 pub use model::{CONTEXT_MAX_DEFAULT, LoadError, LoadOptions, Model};
 pub use need::MemoryNeed;
 pub use prefix::{Payer, PrefixCache};
-pub use replay::{Replay, ReplayError, replay, score};
+pub use replay::{Replay, ReplayError, chooser, replay, score};
 pub use sequence::{EngineEvent, JobFailure, SinkState, TokenSink};

@@ -15,8 +15,8 @@ use assay_gguf::{
 use assay_grammar::{Vocabulary, VocabularyError};
 use assay_num::{Format, InMemory, Matrix, MatrixError, PackedStore, PackedStoreError, Packing, SourceRows, Team, f16};
 
-use crate::config::{ConfigError, ModelConfig};
 use crate::kv::KvShape;
+use assay_graph::{ConfigError, ModelConfig};
 
 /// Default of [`LoadOptions::context_max`].
 pub const CONTEXT_MAX_DEFAULT: usize = 16_384;

@@ -2,10 +2,10 @@
 
 use assay_gguf::{GgmlType, Gguf};
 
-use crate::config::{ConfigError, ModelConfig};
 use crate::engine::{EngineOptions, PREFILL_CHUNK_MAX, SEQUENCES_MAX};
 use crate::forward::LOGIT_ROWS;
 use crate::kv::{KvShape, blocks_for};
+use assay_graph::{ConfigError, ModelConfig};
 
 /// Bytes, by what they are for. Upper bounds, except that a tokenizer and the program itself are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

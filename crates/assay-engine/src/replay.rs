@@ -140,6 +140,28 @@ pub fn score(
     Ok(scores)
 }
 
+/// The sampler of `job` by itself, for whoever has the logits: called with the index of each token of `output` (the tokens
+/// after the job's prefix) and its logits, in order, it gives the token that the job takes there, and then goes on with the
+/// one that the output has. `None` if there is none to take: a value is not finite, or the grammar allows no token.
+///
+/// # Errors
+/// The job's grammar is none, or the model cannot follow it.
+pub fn chooser(
+    model: &Model,
+    job: &Job,
+    output: &[TokenId],
+) -> Result<impl FnMut(usize, &[f32]) -> Option<TokenId> + use<>, ConstraintError> {
+    let mut chooser = Chooser::new(&Job { logprobs: None, ..job.clone() }, model)?;
+    let (mut scratch, output, before) = (SampleScratch::default(), output.to_vec(), job.prefix.len() as u64);
+    Ok(move |index: usize, logits: &[f32]| {
+        let picked = chooser.pick(logits, before + index as u64, &mut scratch).ok().map(|picked| picked.id);
+        if let Some(token) = output.get(index) {
+            chooser.push(*token);
+        }
+        picked
+    })
+}
+
 /// Compares sampled tokens with `output`, whose last token is not fed to the model.
 fn first_wrong(
     model: &Model,

@@ -77,6 +77,12 @@ impl ModelFile {
     }
 }
 
+impl AsRef<[u8]> for ModelFile {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 /// Any file, mapped. What [`ModelFile`] says about writing to it holds here, too.
 #[derive(Debug)]
 pub struct MappedFile {

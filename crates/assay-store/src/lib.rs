@@ -6,13 +6,11 @@ mod cache;
 mod file;
 mod manifest;
 mod map;
-mod merkle;
 mod weights;
 
 pub use cache::ManifestCache;
 pub use file::{MappedFile, ModelFile};
-pub use manifest::{ROPE_POSITIONS_MAX, manifest, manifest_of};
-pub use merkle::{LEAF_LEN, MerkleTree};
+pub use manifest::{manifest, manifest_of};
 pub use weights::{
     CacheFile, CacheState, Flaw, Kept, WeightCache, WeightsError, WeightsEvent, WeightsOptions, content_hash,
     dir_beside,

@@ -1,11 +1,9 @@
 //! Computes a model's manifest: one pass of SHA-256 over the file and one keccak tree over its tensors, side by side.
 
-use crate::{
-    ModelFile, StoreError,
-    merkle::{LEAF_LEN, MerkleTree},
-};
+use crate::{ModelFile, StoreError};
 use alloy_primitives::{B256, keccak256};
 use assay_gguf::{Gguf, Tokenizer, rope_tables};
+use assay_graph::{Graph, LEAF_LEN, MerkleTree, ROPE_POSITIONS_MAX};
 use assay_types::{CANONICAL_PROFILE, Manifest};
 use sha2::{Digest, Sha256};
 use std::{
@@ -17,9 +15,6 @@ use std::{
     thread,
 };
 
-/// The manifest commits to the rotary table of at most this many positions, so that a file cannot ask for a table of
-/// gigabytes.
-pub const ROPE_POSITIONS_MAX: u32 = 131_072;
 /// Leaves that one thread hashes at a time, a power of two: 1 MiB.
 const CHUNK_HEIGHT: u32 = 10;
 const CHUNK_LEAVES: u64 = 1 << CHUNK_HEIGHT;
@@ -45,7 +40,10 @@ pub fn manifest(file: &ModelFile, progress: &mut dyn FnMut(u64, u64)) -> Result<
 pub fn manifest_of(gguf: &Gguf, bytes: &[u8], progress: &mut dyn FnMut(u64, u64)) -> Result<Manifest, StoreError> {
     // What can fail comes before what takes long.
     let tokenizer_hash = Tokenizer::from_gguf(gguf)?.hash();
-    let rope_hash = keccak256(rope_tables(gguf, bytes, ROPE_POSITIONS_MAX)?.hash_bytes());
+    let tables = rope_tables(gguf, bytes, ROPE_POSITIONS_MAX)?;
+    let rope_hash = keccak256(tables.hash_bytes());
+    // A model without a graph can be served and audited, but nobody can take its answers to court.
+    let graph_hash = Graph::with_tables(gguf, &tables).map_or(B256::ZERO, |graph| graph.head().hash());
     let leaves = Leaves::new(gguf, bytes)?;
     let (file_sha256, weights_root) = hash_all(bytes, &leaves, progress);
     Ok(Manifest {
@@ -55,6 +53,7 @@ pub fn manifest_of(gguf: &Gguf, bytes: &[u8], progress: &mut dyn FnMut(u64, u64)
         weights_root,
         tokenizer_hash: tokenizer_hash.into(),
         rope_hash,
+        graph_hash,
         name: gguf.name().unwrap_or_default().to_owned(),
         license: gguf.license().unwrap_or_default().to_owned(),
     })
@@ -216,6 +215,20 @@ mod tests {
         // Two tables.
         assert_ne!(of_family(Family::Gemma3), of_family(Family::Gemma));
         assert_eq!(of_family(Family::Gemma2), of_family(Family::Gemma));
+    }
+
+    #[test]
+    fn a_model_that_no_word_expresses_has_no_graph_but_a_manifest() {
+        let plain = TinyLlama { layers: 1, ..TinyLlama::default() };
+        let graph_of = |bytes: &[u8]| Graph::compile(&Gguf::parse(bytes).unwrap(), bytes);
+        let bytes = tiny_llama(plain);
+        assert_eq!(of(&bytes).graph_hash, graph_of(&bytes).unwrap().head().hash());
+        // Sums of squares have steps of 16.
+        let odd = tiny_llama(TinyLlama { d_model: 40, ..plain });
+        let error = graph_of(&odd).unwrap_err().to_string();
+        assert!(error.contains("token_embd.weight in F32 with rows of 40"), "{error}");
+        assert_eq!(of(&odd).graph_hash, B256::ZERO);
+        assert_ne!(of(&odd).weights_root, B256::ZERO);
     }
 
     #[test]

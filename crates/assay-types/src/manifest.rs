@@ -26,6 +26,8 @@ pub struct Manifest {
     pub tokenizer_hash: B256,
     /// Hash of the RoPE cosine and sine tables.
     pub rope_hash: B256,
+    /// Hash of the model's graph (docs/COURT.md); zero if no court can judge its numbers.
+    pub graph_hash: B256,
     /// `general.name` of the file, empty if it has none.
     pub name: String,
     /// `general.license` of the file, empty if it has none.
@@ -33,18 +35,19 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Canonical bytes: the tag `assay/manifest/1`, then every field in declaration order; integers big-endian,
+    /// Canonical bytes: the tag `assay/manifest/2`, then every field in declaration order; integers big-endian,
     /// strings with a `u32` length before them.
     #[must_use]
     pub fn canonical_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
-        out.extend_from_slice(b"assay/manifest/1");
+        out.extend_from_slice(b"assay/manifest/2");
         put_string(&mut out, &self.profile);
         out.extend_from_slice(self.file_sha256.as_slice());
         out.extend_from_slice(&self.file_len.to_be_bytes());
         out.extend_from_slice(self.weights_root.as_slice());
         out.extend_from_slice(self.tokenizer_hash.as_slice());
         out.extend_from_slice(self.rope_hash.as_slice());
+        out.extend_from_slice(self.graph_hash.as_slice());
         put_string(&mut out, &self.name);
         put_string(&mut out, &self.license);
         out

@@ -31,6 +31,7 @@ fn manifest() -> Manifest {
         weights_root: B256::repeat_byte(2),
         tokenizer_hash: B256::repeat_byte(3),
         rope_hash: B256::repeat_byte(4),
+        graph_hash: B256::repeat_byte(4),
         name: "tiny".into(),
         license: String::new(),
     }

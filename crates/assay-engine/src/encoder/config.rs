@@ -2,7 +2,7 @@
 
 use assay_gguf::Gguf;
 
-use crate::config::{ConfigError, limits, string};
+use assay_graph::{ConfigError, limits, metadata_string as string};
 
 /// Value of `general.architecture`.
 pub(crate) const ARCHITECTURE: &str = "bert";

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use assay_gguf::{Gguf, Tokenizer};
 use assay_num::{InMemory, Matrix, PackedStore, Team};
 
-use crate::config::limits;
 use crate::encoder::config::{ARCHITECTURE, EncoderConfig};
 use crate::model::{LoadError, Loader, Stack};
+use assay_graph::limits;
 
 /// Everything that embedding texts needs. Immutable; shared between threads in an [`Arc`].
 #[derive(Debug)]

@@ -96,6 +96,7 @@ pub fn tiny_model() -> (GatewayModel, Arc<Tokenizer>) {
         weights_root: B256::repeat_byte(2),
         tokenizer_hash: B256::from(tokenizer.hash()),
         rope_hash: B256::repeat_byte(3),
+        graph_hash: B256::repeat_byte(3),
         name: "fake".into(),
         license: String::new(),
     };

@@ -44,14 +44,16 @@ impl MerkleTree {
     }
 }
 
-fn leaf(bytes: &[u8]) -> B256 {
+/// Hash of a leaf.
+pub fn leaf(bytes: &[u8]) -> B256 {
     let mut hasher = Keccak256::new();
     hasher.update([0]);
     hasher.update(bytes);
     hasher.finalize()
 }
 
-fn node(left: B256, right: B256) -> B256 {
+/// Hash of a node.
+pub fn node(left: B256, right: B256) -> B256 {
     let mut hasher = Keccak256::new();
     hasher.update([1]);
     hasher.update(left);

@@ -64,27 +64,27 @@ impl Family {
     }
 
     /// Whether q, k and v have biases.
-    pub(crate) fn has_qkv_bias(self) -> bool {
+    pub fn has_qkv_bias(self) -> bool {
         self == Family::Qwen2
     }
 
     /// Whether each head of q and k is normed before it is rotated.
-    pub(crate) fn has_qk_norm(self) -> bool {
+    pub fn has_qk_norm(self) -> bool {
         matches!(self, Family::Qwen3 | Family::Gemma3)
     }
 
     /// Whether q, k and v are one tensor, and gate and up another.
-    pub(crate) fn is_fused(self) -> bool {
+    pub fn is_fused(self) -> bool {
         self == Family::Phi3
     }
 
     /// Whether embeddings are multiplied by the root of their width, and gates pass through gelu instead of silu.
-    pub(crate) fn is_gemma(self) -> bool {
+    pub fn is_gemma(self) -> bool {
         matches!(self, Family::Gemma | Family::Gemma2 | Family::Gemma3)
     }
 
     /// Whether what a block adds to the residual stream is normed first; these also have layers with a sliding window.
-    pub(crate) fn has_post_norms(self) -> bool {
+    pub fn has_post_norms(self) -> bool {
         matches!(self, Family::Gemma2 | Family::Gemma3)
     }
 }

@@ -149,7 +149,7 @@ impl ModelConfig {
     }
 
     /// How the queries of layer `layer` see keys.
-    pub(crate) fn scoring(&self, layer: usize) -> Scoring {
+    pub fn scoring(&self, layer: usize) -> Scoring {
         let window = self.window.filter(|_| self.is_local(layer)).map(|window| window.length);
         Scoring { scale: self.attention_scale, softcap: self.attention_softcap, window }
     }
@@ -157,8 +157,8 @@ impl ModelConfig {
     /// Reads and checks the config. `vocab` is the row count of `token_embd.weight`.
     pub fn from_gguf(gguf: &Gguf, vocab: u64) -> Result<ModelConfig, ConfigError> {
         const ARCHITECTURE: &str = "general.architecture";
-        let architecture =
-            string(gguf, ARCHITECTURE)?.ok_or_else(|| ConfigError::Missing { key: ARCHITECTURE.to_owned() })?;
+        let architecture = metadata_string(gguf, ARCHITECTURE)?
+            .ok_or_else(|| ConfigError::Missing { key: ARCHITECTURE.to_owned() })?;
         let Some(family) = Family::from_name(&architecture) else {
             return Err(ConfigError::Architecture { found: shown(&architecture) });
         };
@@ -400,7 +400,11 @@ impl Keys<'_> {
     }
 }
 
-pub(crate) fn string(gguf: &Gguf, key: &str) -> Result<Option<String>, ConfigError> {
+/// The text of a key, if the file has it.
+///
+/// # Errors
+/// It is no text.
+pub fn metadata_string(gguf: &Gguf, key: &str) -> Result<Option<String>, ConfigError> {
     let value = gguf.str(key).map_err(|source| ConfigError::Key { key: key.to_owned(), source })?;
     Ok(value.map(str::to_owned))
 }
