@@ -1,7 +1,7 @@
 //! Bodies of requests to the gateway.
 
 use crate::limit::bounded;
-use assay_api::{ChatRequest, CompletionRequest, Limits};
+use assay_api::{ChatRequest, CompletionRequest, Limits, ResponsesRequest};
 use assay_types::{B256, JobLimits, ModelId};
 
 /// Bytes that one byte of body may become: a list of empty objects is the worst.
@@ -11,7 +11,9 @@ pub fn run(data: &[u8]) {
     let bytes_max = GROWTH_MAX * data.len() + (1 << 16);
     let limits = Limits::default();
     let chat = bounded("a chat request", bytes_max, || ChatRequest::parse(data, &limits));
-    if let Ok(request) = chat {
+    let messages = bounded("a messages request", bytes_max, || ChatRequest::parse_messages(data, &limits));
+    let responses = bounded("a responses request", bytes_max, || ResponsesRequest::parse(data, &limits));
+    for request in [chat, messages, responses.map(|request| request.chat)].into_iter().flatten() {
         assert!(!request.messages.is_empty() && request.messages.len() <= limits.messages_max);
     }
     if let Ok(request) = bounded("a completion request", bytes_max, || CompletionRequest::parse(data)) {
@@ -32,6 +34,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         r#"{"model":"m","prompt":[1,2,3],"seed":18446744073709551615,"temperature":1e-7,"top_p":1e300}"#,
         r#"{"model":"m","prompt":[[1]],"provider":{"only":["0x0000000000000000000000000000000000000001"],"ignore":[]}}"#,
         r#"{"model":"m","messages":[{"role":"user","content":"x","tool_calls":[]}],"tools":[],"response_format":{"type":"text"},"user":"u"}"#,
+        r#"{"model":"m","max_tokens":9,"system":[{"type":"text","text":"s"}],"messages":[{"role":"user","content":"a"},{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"f","input":{}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":"r"}]}],"tools":[{"name":"f","input_schema":{}}],"tool_choice":{"type":"any"},"stop_sequences":["x"]}"#,
+        r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"a"}]},{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"r"}],"instructions":"i","text":{"format":{"type":"json_object"}},"max_output_tokens":5,"provider":{"sort":"price","max_price":{"prompt":1}}}"#,
         r#"{"a":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}"#,
         r#"{"model":"m","model":"n","messages":[{}]}"#,
     ]

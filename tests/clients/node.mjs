@@ -31,6 +31,50 @@ const checks = {
     assert.equal(text, whole.choices[0].message.content);
     assert.equal(usage.completion_tokens, whole.usage.completion_tokens);
   },
+  'node: responses, whole and streamed': async () => {
+    const ask = { model, input: 'What is the capital of France?', temperature: 0 };
+    const whole = await client.responses.create(ask);
+    assert.match(whole.output_text, /Paris/);
+    let text = '';
+    let last;
+    for await (const event of await client.responses.create({ ...ask, stream: true })) {
+      if (event.type === 'response.output_text.delta') text += event.delta;
+      last = event;
+    }
+    assert.equal(text, whole.output_text);
+    assert.equal(last.type, 'response.completed');
+    assert.equal(last.response.usage.output_tokens, whole.usage.output_tokens);
+  },
+  'node: the receipt page checks a receipt, and finds every change': async () => {
+    const at = (path) => new URL(path, baseURL);
+    assert.match(await (await fetch(at('/r/0x00'))).text(), /<script type="module" src="\/r\/page.js">/);
+    const source = await (await fetch(at('/r/verify.js'))).text();
+    const { parse, verify } = await import(`data:text/javascript;base64,${Buffer.from(source).toString('base64')}`);
+    const ask = { seed: 5, stop: ['zzz', 'ä'], logit_bias: { 7: -1 }, response_format: { type: 'json_object' }, max_tokens: 90 };
+    const { response } = await chat(ask).withResponse();
+    const json = JSON.stringify(await client.get(`/receipts/${response.headers.get('x-assay-receipt')}`));
+    const checks = verify(parse(json));
+    assert.ok(checks.length >= 10 && checks.every((check) => check.holds), JSON.stringify(checks));
+    const changes = [
+      (file) => (file.job.prompt[0] += 1),
+      (file) => (file.job.sampling.seed = '6'),
+      (file) => file.job.stop.pop(),
+      (file) => (file.job.grammar.text += ' '),
+      (file) => (file.job.logitBias[0].biasMicro = 5),
+      (file) => (file.manifest.fileLen += 1),
+      (file) => (file.parts[0].output[0] ^= 1),
+      (file) => (file.parts[0].receipt.charged = '0'),
+      (file) => (file.parts[0].receipt.issuedAt += 1),
+      (file) => (file.parts[0].channel.salt = `0x${'00'.repeat(31)}07`),
+      (file) => (file.parts[0].provider = `0x${'11'.repeat(20)}`),
+      (file) => (file.registry = `0x${'11'.repeat(20)}`),
+    ];
+    for (const change of changes) {
+      const file = parse(json);
+      change(file);
+      assert.ok(verify(file).some((check) => !check.holds), change.toString());
+    }
+  },
   'node: system message and several turns': async () => {
     const reply = await client.chat.completions.create({
       model,

@@ -1,10 +1,12 @@
-"""Stock OpenAI clients against a running network.
+"""Stock clients of OpenAI's and Anthropic's APIs against a running network, and every example of docs/API.md.
 
 Usage: run.py PATH_OF_ASSAY. Starts `assay up` in a temporary folder on free ports, runs the Python checks of this file
-and the JavaScript checks of node.mjs against it, stops it, and checks that it stopped cleanly. Prints one line a check
+and the JavaScript checks of node.mjs against it, then the examples, stops it, and checks that it stopped cleanly. Prints one line a check
 and `N passed, N failed` at the end.
 """
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -15,11 +17,16 @@ import tempfile
 import threading
 from pathlib import Path
 
+import anthropic
 import openai
 
 HERE = Path(__file__).parent
 READY_S_MAX = 60
 STOP_S_MAX = 30
+CITY = {
+    "type": "object", "additionalProperties": False, "required": ["city"],
+    "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+}
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -135,11 +142,7 @@ def python_checks(network):
         assert re.fullmatch("[0-9]{3}-[0-9]{2}", digits.choices[0].message.content), digits
 
     def calls_tool():
-        parameters = {
-            "type": "object", "additionalProperties": False, "required": ["city"],
-            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
-        }
-        tools = [{"type": "function", "function": {"name": "rain", "parameters": parameters}}]
+        tools = [{"type": "function", "function": {"name": "rain", "parameters": CITY}}]
         ask = {"model": model, "messages": CAPITAL, "tools": tools, "tool_choice": "required",
                "parallel_tool_calls": False, "temperature": 0}
         choice = client.chat.completions.create(**ask).choices[0]
@@ -152,6 +155,29 @@ def python_checks(network):
                 name += delta.function.name or ""
                 arguments += delta.function.arguments or ""
         assert (name, arguments) == (call.function.name, call.function.arguments), (name, arguments)
+
+    def responds():
+        reply = client.responses.create(model=model, input="What is the capital of France?", temperature=0)
+        assert "Paris" in reply.output_text and reply.status == "completed", reply
+        assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens, reply.usage
+        turns = [{"role": "user", "content": "Hello"}, *reply.output, {"role": "user", "content": "And of Italy?"}]
+        assert client.responses.create(model=model, input=turns, max_output_tokens=5).status in ("completed", "incomplete")
+        with client.responses.stream(model=model, input="What is the capital of France?", temperature=0) as stream:
+            text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+            assert text == reply.output_text == stream.get_final_response().output_text, text
+
+    def responds_with_call():
+        tools = [{"type": "function", "name": "rain", "strict": True, "parameters": CITY}]
+        ask = {"model": model, "input": "Rain in Rome?", "tools": tools, "tool_choice": "required",
+               "parallel_tool_calls": False, "temperature": 0}
+        call = client.responses.create(**ask).output[0]
+        assert call.type == "function_call" and json.loads(call.arguments)["city"] in ("Paris", "Rome"), call
+        with client.responses.stream(**ask) as stream:
+            done = [event for event in stream if event.type == "response.function_call_arguments.done"]
+        assert [event.arguments for event in done] == [call.arguments], done
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "dry"}
+        again = [{"role": "user", "content": "Rain in Rome?"}, call, result]
+        assert client.responses.create(model=model, input=again, tools=tools).output
 
     def has_receipt():
         raw = client.chat.completions.with_raw_response.create(model=model, messages=CAPITAL, temperature=0)
@@ -186,6 +212,8 @@ def python_checks(network):
         ("python: n choices, whole and streamed", chooses),
         ("python: response_format json_schema and guided_regex", follows_schema),
         ("python: a forced tool call, whole and streamed", calls_tool),
+        ("python: responses, whole and streamed", responds),
+        ("python: responses with a forced call, whole and streamed, and its output", responds_with_call),
         ("python: bad schema", refuses(openai.BadRequestError, lambda: chat(response_format={
             "type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}),
             param="response_format.json_schema.schema")),
@@ -194,6 +222,100 @@ def python_checks(network):
         ("python: bad field", refuses(openai.BadRequestError, lambda: chat(temperature=-1), param="temperature")),
         ("python: context overflow", refuses(openai.BadRequestError, lambda: chat(messages=long), code="context_length_exceeded")),
     ]
+
+
+def anthropic_checks(network):
+    """The Messages API with Anthropic's own client. Yields (name, function) pairs."""
+    base = network["gateway"].removesuffix("/v1")
+    client = anthropic.Anthropic(base_url=base, api_key=network["key"], max_retries=0)
+    model = openai.OpenAI(base_url=network["gateway"], api_key=network["key"]).models.list().data[0].id
+    # This client has no parameter for it any more; the API has.
+    ask = {"model": model, "max_tokens": 60, "messages": CAPITAL, "extra_body": {"temperature": 0}}
+
+    def answers():
+        reply = client.messages.create(**ask, system="You are a helpful assistant.")
+        assert reply.content[0].type == "text" and reply.stop_reason == "end_turn", reply
+        plain = client.messages.create(**ask)
+        assert "Paris" in plain.content[0].text and plain.usage.input_tokens < reply.usage.input_tokens, plain
+
+    def streams():
+        whole = client.messages.create(**ask)
+        with client.messages.stream(**ask) as stream:
+            text = "".join(stream.text_stream)
+            final = stream.get_final_message()
+        assert text == whole.content[0].text == final.content[0].text, (text, final)
+        assert (final.stop_reason, final.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens), final
+
+    def stops():
+        reply = client.messages.create(**ask, stop_sequences=["Paris"])
+        assert (reply.stop_reason, reply.stop_sequence) == ("stop_sequence", "Paris"), reply
+        assert client.messages.create(**{**ask, "max_tokens": 1}).stop_reason == "max_tokens"
+
+    def calls_tool():
+        tools = [{"name": "rain", "description": "Whether it rains", "input_schema": CITY}]
+        force = {**ask, "max_tokens": 200, "tools": tools, "tool_choice": {"type": "tool", "name": "rain"}}
+        reply = client.messages.create(**force)
+        call = reply.content[0]
+        assert reply.stop_reason == "tool_use" and call.input["city"] in ("Paris", "Rome"), reply
+        with client.messages.stream(**force) as stream:
+            assert stream.get_final_message().content[0].input == call.input
+        result = {"type": "tool_result", "tool_use_id": call.id, "content": "dry"}
+        turns = [*CAPITAL, {"role": "assistant", "content": reply.content}, {"role": "user", "content": [result]}]
+        assert client.messages.create(**{**ask, "messages": turns}, tools=tools).content
+
+    def refuses(error, status, **change):
+        def check():
+            try:
+                client.with_options(api_key=change.pop("key", network["key"])).messages.create(**{**ask, **change})
+            except error as e:
+                assert e.status_code == status and e.body["type"] == "error", e.body
+            else:
+                raise AssertionError("was accepted")
+        return check
+
+    return [
+        ("anthropic: answers, with and without a system prompt", answers),
+        ("anthropic: stream equals the whole answer", streams),
+        ("anthropic: stop sequence and max_tokens", stops),
+        ("anthropic: a forced tool call, whole and streamed, and its result", calls_tool),
+        ("anthropic: wrong key", refuses(anthropic.AuthenticationError, 401, key="sk-assay-wrong")),
+        ("anthropic: unknown model", refuses(anthropic.NotFoundError, 404, model="claude-9")),
+        ("anthropic: bad field", refuses(anthropic.BadRequestError, 400, extra_body={"temperature": -1})),
+    ]
+
+
+def examples(network):
+    """Each block of docs/API.md that is a program has to end well and to print something."""
+    os.environ.update(ASSAY_URL=network["gateway"], ASSAY_KEY=network["key"])
+    text = (HERE / "../../docs/API.md").read_text()
+    headings = re.compile(r"^##+ ([^\n]*)$|^```(bash|python|ts)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+    def program(command):
+        def check():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=HERE)
+            assert done.returncode == 0 and done.stdout.strip(), (done.returncode, done.stdout, done.stderr[-2000:])
+        return check
+
+    def python(code):
+        def check():
+            # In this process: importing the clients takes longer than the example.
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(code, "docs/API.md", "exec"), {"__name__": "example"})
+            assert out.getvalue().strip(), "nothing was printed"
+        return check
+
+    heading, checks = "", []
+    for match in headings.finditer(text):
+        title, language, code = match.groups()
+        if title:
+            heading = title
+            continue
+        # TypeScript without types is JavaScript.
+        ways = {"python": python, "bash": lambda code: program(["bash", "-ec", code]),
+                "ts": lambda code: program(["node", "--input-type=module", "-e", code])}
+        checks.append((f"docs/API.md, {heading}: {language}", ways[language](code)))
+    assert len(checks) >= 20, "the examples are not where they were"
+    return checks
 
 
 def main():
@@ -209,7 +331,7 @@ def main():
     with tempfile.TemporaryDirectory() as state:
         process, network = start(assay, state)
         try:
-            for name, check in python_checks(network):
+            for name, check in [*python_checks(network), *anthropic_checks(network), *examples(network)]:
                 try:
                     check()
                     count(name)

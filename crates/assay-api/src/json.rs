@@ -50,6 +50,12 @@ impl<'a> Fields<'a> {
         (raw.get() != "null").then(|| Field { path: format!("{}{name}", self.path), raw })
     }
 
+    /// The value as it was written, which stays; `None` as in [`Self::take`].
+    pub(crate) fn peek(&self, name: &str) -> Option<&'a str> {
+        let found = self.entries.iter().find(|(key, raw)| key == name && raw.get() != "null");
+        found.map(|(_, raw)| raw.get())
+    }
+
     /// Like [`Self::take`], for a field that has to be there.
     pub(crate) fn require(&mut self, name: &str) -> Result<Field<'a>, RequestError> {
         self.take(name).ok_or_else(|| self.missing(name))

@@ -8,21 +8,25 @@ mod constraint;
 mod error;
 mod json;
 mod logprobs;
+mod messages;
 mod request;
 mod response;
+mod responses;
 mod stream;
 mod tools;
 
 pub use constraint::Constraint;
 pub use error::{ErrorBody, ErrorObject, RequestError};
 pub use logprobs::{ChatLogprobs, CompletionLogprobs, Logprob, OutputLogprob, ScoredToken};
+pub use messages::{MessageEnd, MessageStream, StopReason, message_error, message_error_event, message_reply};
 pub use request::{
-    CHOICES_MAX, ChatRequest, CompletionRequest, Limits, MODEL_NAME_LEN_MAX, Message, Options, Prompt, Role,
-    WARNINGS_MAX,
+    CHOICES_MAX, ChatRequest, CompletionRequest, Limits, MODEL_NAME_LEN_MAX, MaxPrice, Message, Options, Prompt, Role,
+    Sort, WARNINGS_MAX, Wishes,
 };
 pub use response::{
     AssayInfo, AssistantMessage, ChatChoice, ChatCompletion, Choice, Completion, CompletionChoice, Ending,
     FinishReason, Head, ModelCard, ModelList, Usage,
 };
+pub use responses::{ResponseEnd, ResponseStream, ResponsesRequest};
 pub use stream::{DONE, Logprobs, StreamEncoder, StreamKind, error_event};
 pub use tools::{FunctionCall, Tool, ToolCall, ToolChoice, Tooling};

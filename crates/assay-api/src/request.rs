@@ -9,7 +9,7 @@ use crate::constraint::Constraint;
 use crate::json::{Field, Fields};
 use crate::tools::{ToolCall, ToolChoice, Tooling, calls, tooling};
 use assay_types::{
-    B256, Job, LOGIT_BIAS_MAX, LogitBias, MICRO, ModelId, ProviderId, Sampling, TOP_LOGPROBS_MAX, TokenId,
+    Amount, B256, Job, LOGIT_BIAS_MAX, LogitBias, MICRO, ModelId, ProviderId, Sampling, TOP_LOGPROBS_MAX, TokenId,
 };
 
 /// Bounds on a request.
@@ -156,8 +156,49 @@ pub struct Options {
     pub only: Vec<ProviderId>,
     /// These providers may not.
     pub ignore: Vec<ProviderId>,
+    /// How one of them is chosen.
+    pub wishes: Wishes,
     /// What was ignored, for the reply; at most [`WARNINGS_MAX`] and one that counts the others.
     pub warnings: Vec<String>,
+}
+
+/// How a provider is chosen: OpenRouter's `provider` object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wishes {
+    /// These first, in this order.
+    pub order: Vec<ProviderId>,
+    /// Whether others than the first one (with `order`: than those) may answer.
+    pub allow_fallbacks: bool,
+    /// The best by this; `None`: the gateway weighs everything.
+    pub sort: Option<Sort>,
+    /// Nobody dearer, in base units per million tokens.
+    pub max_price: MaxPrice,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Self { order: Vec::new(), allow_fallbacks: true, sort: None, max_price: MaxPrice::default() }
+    }
+}
+
+/// By what providers are compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sort {
+    /// What the request costs at most.
+    Price,
+    /// Time per token.
+    Throughput,
+    /// Time to the first token.
+    Latency,
+}
+
+/// Highest prices, in base units per million tokens; `None`: any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MaxPrice {
+    /// Of the prompt.
+    pub prompt: Option<Amount>,
+    /// Of the output.
+    pub completion: Option<Amount>,
 }
 
 impl ChatRequest {
@@ -179,16 +220,22 @@ impl ChatRequest {
         let logprobs = chat_logprobs(&mut fields)?;
         let tooling = tooling(&mut fields)?;
         let options = Options { logprobs, ..options(fields, ignored)? };
-        let forces = matches!(tooling.choice, ToolChoice::Required | ToolChoice::Named(_));
-        if let Some(constraint) = options.constraint.as_ref().filter(|_| forces) {
-            let reason = format!("'{}' constrains the output already", constraint.param);
-            return Err(RequestError::invalid("tool_choice", reason));
-        }
-        if forces && options.ignore_eos {
-            return Err(RequestError::invalid("ignore_eos", "cannot be true with a 'tool_choice' that forces a call"));
-        }
+        check_forced(&tooling, &options)?;
         Ok(Self { model, messages, tooling, options })
     }
+}
+
+/// A call that is forced leaves no room for other wishes about the output.
+pub(crate) fn check_forced(tooling: &Tooling, options: &Options) -> Result<(), RequestError> {
+    let forces = matches!(tooling.choice, ToolChoice::Required | ToolChoice::Named(_));
+    if let Some(constraint) = options.constraint.as_ref().filter(|_| forces) {
+        let reason = format!("'{}' constrains the output already", constraint.param);
+        return Err(RequestError::invalid("tool_choice", reason));
+    }
+    if forces && options.ignore_eos {
+        return Err(RequestError::invalid("ignore_eos", "cannot be true with a 'tool_choice' that forces a call"));
+    }
+    Ok(())
 }
 
 impl CompletionRequest {
@@ -236,7 +283,7 @@ impl Options {
     }
 }
 
-fn model_name(fields: &mut Fields<'_>) -> Result<String, RequestError> {
+pub(crate) fn model_name(fields: &mut Fields<'_>) -> Result<String, RequestError> {
     let field = fields.require("model")?;
     let name = field.string()?;
     if name.is_empty() || name.len() > MODEL_NAME_LEN_MAX {
@@ -282,7 +329,7 @@ fn message(item: &Field<'_>, ignored: &mut Vec<String>) -> Result<Message, Reque
     Ok(Message { role, content, tool_calls, tool_call_id })
 }
 
-fn content(field: &Field<'_>) -> Result<String, RequestError> {
+pub(crate) fn content(field: &Field<'_>) -> Result<String, RequestError> {
     if !field.is_array() {
         return if field.is_string() { field.string() } else { Err(field.wrong("a string or an array of text parts")) };
     }
@@ -323,10 +370,10 @@ fn prompt(field: &Field<'_>) -> Result<Prompt, RequestError> {
     }
 }
 
-fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, RequestError> {
+pub(crate) fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, RequestError> {
     let stream = fields.take("stream").map(|f| f.bool()).transpose()?.unwrap_or(false);
     let include_usage = stream_options(&mut fields, stream, &mut ignored)?;
-    let (only, ignore) = provider(&mut fields, &mut ignored)?;
+    let Provider { only, ignore, wishes, requires_parameters } = provider(&mut fields, &mut ignored)?;
     let options = Options {
         stream,
         include_usage,
@@ -347,6 +394,7 @@ fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, 
         n: choices(&mut fields)?,
         only,
         ignore,
+        wishes,
         warnings: Vec::new(),
     };
     if let Some(constraint) = options.constraint.as_ref().filter(|_| options.ignore_eos) {
@@ -355,6 +403,10 @@ fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Result<Options, 
     }
     refuse_unsupported(&mut fields)?;
     ignored.extend(fields.rest());
+    if let Some(path) = ignored.first().filter(|_| requires_parameters) {
+        let path: String = path.chars().take(80).collect();
+        return Err(RequestError::unsupported(path, "it is not known here, and 'provider.require_parameters' is true"));
+    }
     Ok(Options { warnings: warnings(ignored), ..options })
 }
 
@@ -406,17 +458,54 @@ fn stream_options(fields: &mut Fields<'_>, stream: bool, ignored: &mut Vec<Strin
     Ok(include)
 }
 
-/// `provider: {only: [..], ignore: [..]}`: which providers may answer.
-fn provider(
-    fields: &mut Fields<'_>,
-    ignored: &mut Vec<String>,
-) -> Result<(Vec<ProviderId>, Vec<ProviderId>), RequestError> {
-    let Some(field) = fields.take("provider") else { return Ok(Default::default()) };
+/// The `provider` object.
+#[derive(Default)]
+struct Provider {
+    only: Vec<ProviderId>,
+    ignore: Vec<ProviderId>,
+    wishes: Wishes,
+    requires_parameters: bool,
+}
+
+/// `provider`, by OpenRouter's names.
+fn provider(fields: &mut Fields<'_>, ignored: &mut Vec<String>) -> Result<Provider, RequestError> {
+    let Some(field) = fields.take("provider") else { return Ok(Provider::default()) };
     let mut inner = field.object()?;
     let mut ids = |name| inner.take(name).map_or(Ok(Vec::new()), |list| provider_ids(&list));
-    let both = (ids("only")?, ids("ignore")?);
+    let (only, ignore, order) = (ids("only")?, ids("ignore")?, ids("order")?);
+    let mut flag = |name, default| inner.take(name).map_or(Ok(default), |field| field.bool());
+    let (allow_fallbacks, requires_parameters) = (flag("allow_fallbacks", true)?, flag("require_parameters", false)?);
+    let sort = match inner.take("sort") {
+        None => None,
+        Some(field) => Some(match field.string()?.as_str() {
+            "price" => Sort::Price,
+            "throughput" => Sort::Throughput,
+            "latency" => Sort::Latency,
+            _ => return Err(field.refuse("expected one of price, throughput, latency")),
+        }),
+    };
+    let max_price = inner.take("max_price").map(|field| max_price(&field, ignored)).transpose()?.unwrap_or_default();
+    if let Some(field) = inner.take("data_collection")
+        && field.string()? != "allow"
+    {
+        // To report it would be too late: the prompt would have been sent.
+        return Err(field.unsupported("no provider of this network is known to keep nothing"));
+    }
     ignored.extend(inner.rest());
-    Ok(both)
+    Ok(Provider { only, ignore, wishes: Wishes { order, allow_fallbacks, sort, max_price }, requires_parameters })
+}
+
+/// `{prompt, completion}` in dollars per million tokens; a dollar is a million base units.
+fn max_price(field: &Field<'_>, ignored: &mut Vec<String>) -> Result<MaxPrice, RequestError> {
+    let mut inner = field.object()?;
+    let mut price = |name| {
+        let price =
+            |field: Field<'_>| field_micro::<i64>(&field, 0.0, 1e6).map(|micro| Amount(micro.unsigned_abs().into()));
+        inner.take(name).map(price).transpose()
+    };
+    let prices = MaxPrice { prompt: price("prompt")?, completion: price("completion")? };
+    ignored.extend(inner.rest());
+    Ok(prices)
 }
 
 fn provider_ids(list: &Field<'_>) -> Result<Vec<ProviderId>, RequestError> {
@@ -438,7 +527,7 @@ fn seed(field: &Field<'_>) -> Result<u64, RequestError> {
     }
 }
 
-fn stop(field: &Field<'_>) -> Result<Vec<String>, RequestError> {
+pub(crate) fn stop(field: &Field<'_>) -> Result<Vec<String>, RequestError> {
     const EXPECTED: &str = "a string or an array of strings";
     let check = |item: &Field<'_>| {
         let text = item.string()?;
@@ -472,7 +561,7 @@ fn max_tokens(fields: &mut Fields<'_>) -> Result<Option<u32>, RequestError> {
     }
 }
 
-/// A decimal from `min` to `max` in millionths. Both are within ±100, so the millionths fit every integer.
+/// A decimal from `min` to `max` in millionths. Both are within ±1,000,000, so the millionths fit 64 bits.
 fn micro<T: TryFrom<i64>>(fields: &mut Fields<'_>, name: &str, min: f64, max: f64) -> Result<Option<T>, RequestError> {
     fields.take(name).map(|field| field_micro(&field, min, max)).transpose()
 }

@@ -89,15 +89,78 @@ pub(crate) fn tooling(fields: &mut Fields<'_>) -> Result<Tooling, RequestError> 
             items.iter().map(tool).collect::<Result<_, _>>()?
         }
     };
-    for (index, tool) in tools.iter().enumerate() {
-        if tools.iter().take(index).any(|other| other.name == tool.name) {
-            let reason = format!("there is another function '{}'", tool.name);
-            return Err(RequestError::invalid(format!("tools[{index}].function.name"), reason));
-        }
-    }
+    distinct(&tools, ".function.name")?;
     let choice = fields.take("tool_choice").map(|field| choice(&field, &tools)).transpose()?.unwrap_or_default();
     let parallel = fields.take("parallel_tool_calls").map(|field| field.bool()).transpose()?;
     Ok(Tooling { tools, choice, is_parallel: parallel.unwrap_or(true) })
+}
+
+/// No two functions of one name; `path` leads from a tool to its name.
+fn distinct(tools: &[Tool], path: &str) -> Result<(), RequestError> {
+    for (index, tool) in tools.iter().enumerate() {
+        if tools.iter().take(index).any(|other| other.name == tool.name) {
+            let reason = format!("there is another function '{}'", tool.name);
+            return Err(RequestError::invalid(format!("tools[{index}]{path}"), reason));
+        }
+    }
+    Ok(())
+}
+
+/// The tools of an API that has name and schema in the tool itself; the schema's field is `schema`. Other kinds of
+/// tools than functions are refused.
+pub(crate) fn flat_tools(field: Option<Field<'_>>, kinds: &[&str], schema: &str) -> Result<Vec<Tool>, RequestError> {
+    let Some(field) = field else { return Ok(Vec::new()) };
+    let items = field.array("an array of tools")?;
+    if items.len() > TOOLS_MAX {
+        return Err(field.refuse(format!("at most {TOOLS_MAX} tools, got {}", items.len())));
+    }
+    let tool = |item: &Field<'_>| {
+        let mut fields = item.object()?;
+        if let Some(kind) = fields.take("type")
+            && !kinds.contains(&kind.string()?.as_str())
+        {
+            return Err(kind.unsupported("only functions are supported, which the client runs"));
+        }
+        let name = tool_name(&fields.require("name")?)?;
+        let parameters = fields.take(schema).map(|field| crate::constraint::schema(&field)).transpose()?;
+        let parameters = parameters.map(|grammar| grammar.text);
+        let mut function = serde_json::Map::new();
+        function.insert("name".into(), name.clone().into());
+        if let Some(description) = fields.take("description") {
+            function.insert("description".into(), description.string()?.into());
+        }
+        if let Some(text) = &parameters {
+            let value = serde_json::from_str(text).map_err(|error| item.refuse(error.to_string()))?;
+            function.insert("parameters".into(), value);
+        }
+        Ok(Tool { name, parameters, json: serde_json::json!({"type": "function", "function": function}) })
+    };
+    let tools: Vec<Tool> = items.iter().map(tool).collect::<Result<_, _>>()?;
+    distinct(&tools, ".name")?;
+    Ok(tools)
+}
+
+/// The choice of one tool by name.
+pub(crate) fn named(field: &Field<'_>, tools: &[Tool]) -> Result<ToolChoice, RequestError> {
+    let name = field.string()?;
+    match tools.iter().any(|tool| tool.name == name) {
+        true => Ok(ToolChoice::Named(name)),
+        false => Err(field.refuse("there is no tool of this name")),
+    }
+}
+
+/// The choice of any tool.
+pub(crate) fn required(field: &Field<'_>, tools: &[Tool]) -> Result<ToolChoice, RequestError> {
+    if tools.is_empty() { Err(field.refuse("there are no tools")) } else { Ok(ToolChoice::Required) }
+}
+
+fn tool_name(field: &Field<'_>) -> Result<String, RequestError> {
+    let name = field.string()?;
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    if !(1..=NAME_LEN_MAX).contains(&name.len()) || !name.chars().all(is_allowed) {
+        return Err(field.refuse(format!("expected 1 to {NAME_LEN_MAX} letters, digits, '_', '-' or '.'")));
+    }
+    Ok(name)
 }
 
 fn tool(item: &Field<'_>) -> Result<Tool, RequestError> {
@@ -107,12 +170,7 @@ fn tool(item: &Field<'_>) -> Result<Tool, RequestError> {
         return Err(kind.unsupported("only tools of type 'function' are supported"));
     }
     let mut function = fields.require("function")?.object()?;
-    let name_field = function.require("name")?;
-    let name = name_field.string()?;
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-    if !(1..=NAME_LEN_MAX).contains(&name.len()) || !name.chars().all(is_allowed) {
-        return Err(name_field.refuse(format!("expected 1 to {NAME_LEN_MAX} letters, digits, '_', '-' or '.'")));
-    }
+    let name = tool_name(&function.require("name")?)?;
     let parameters = match function.take("parameters") {
         None => None,
         Some(field) => Some(crate::constraint::schema(&field)?.text),
@@ -127,8 +185,7 @@ fn choice(field: &Field<'_>, tools: &[Tool]) -> Result<ToolChoice, RequestError>
         return match field.string()?.as_str() {
             "none" => Ok(ToolChoice::None),
             "auto" => Ok(ToolChoice::Auto),
-            "required" if tools.is_empty() => Err(field.refuse("there are no tools")),
-            "required" => Ok(ToolChoice::Required),
+            "required" => required(field, tools),
             _ => Err(field.refuse(format!("expected {EXPECTED}"))),
         };
     }
@@ -137,12 +194,7 @@ fn choice(field: &Field<'_>, tools: &[Tool]) -> Result<ToolChoice, RequestError>
     if kind.string()? != "function" {
         return Err(kind.refuse("expected 'function'"));
     }
-    let name_field = fields.require("function")?.object()?.require("name")?;
-    let name = name_field.string()?;
-    match tools.iter().any(|tool| tool.name == name) {
-        true => Ok(ToolChoice::Named(name)),
-        false => Err(name_field.refuse("there is no tool of this name")),
-    }
+    named(&fields.require("function")?.object()?.require("name")?, tools)
 }
 
 /// The calls in an assistant's message.

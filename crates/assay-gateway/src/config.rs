@@ -15,6 +15,8 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// The database file.
     pub database: PathBuf,
+    /// Socket file over which the operator's commands reach the running gateway; `None`: there is none.
+    pub control: Option<PathBuf>,
     /// Pays, and signs vouchers.
     pub signer: PrivateKeySigner,
     /// What is served.

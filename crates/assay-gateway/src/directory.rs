@@ -2,6 +2,7 @@
 
 use crate::peer::Peer;
 use arc_swap::ArcSwap;
+use assay_api::{Sort, Wishes};
 use assay_protocol::{Candidate, RouteQuery, Snapshot, route};
 use assay_types::{ModelId, Offer, Prices, ProviderId};
 use std::net::SocketAddr;
@@ -35,6 +36,19 @@ pub(crate) struct Wish<'a> {
     /// Empty: everybody.
     pub(crate) only: &'a [ProviderId],
     pub(crate) exclude: &'a [ProviderId],
+    /// How one is chosen.
+    pub(crate) wishes: &'a Wishes,
+}
+
+/// Who is asked, and why.
+#[derive(Clone, Debug)]
+pub(crate) struct Picked {
+    pub(crate) listing: Listing,
+    pub(crate) prices: Prices,
+    /// How many there were to choose from.
+    pub(crate) among: usize,
+    /// `order`, `price`, `throughput`, `latency`, or `draw`.
+    pub(crate) by: &'static str,
 }
 
 /// Why nobody takes a request.
@@ -76,15 +90,22 @@ impl Directory {
         self.listings.load().iter().filter_map(|listing| context(&listing.offer, model)).max()
     }
 
-    /// Picks a provider and its prices. `draw` is 64 random bits.
-    pub(crate) fn pick(&self, wish: &Wish<'_>, draw: u64) -> Result<(Listing, Prices), Nobody> {
+    /// Picks a provider. `draw` is 64 random bits.
+    pub(crate) fn pick(&self, wish: &Wish<'_>, draw: u64) -> Result<Picked, Nobody> {
         let listings = self.listings.load();
-        let wanted = |listing: &&Listing| {
-            let id = listing.peer.id;
-            (wish.only.is_empty() || wish.only.contains(&id)) && !wish.exclude.contains(&id)
+        let Wishes { order, allow_fallbacks, max_price, .. } = wish.wishes;
+        let is_wanted = |id: &ProviderId| {
+            let is_in_order = order.is_empty() || *allow_fallbacks || order.contains(id);
+            (wish.only.is_empty() || wish.only.contains(id)) && is_in_order && !wish.exclude.contains(id)
         };
+        let is_cheap = |candidate: &Candidate| {
+            let Prices { input_per_million, output_per_million } = candidate.prices;
+            max_price.prompt.is_none_or(|max| input_per_million <= max)
+                && max_price.completion.is_none_or(|max| output_per_million <= max)
+        };
+        let wanted = listings.iter().filter(|listing| is_wanted(&listing.peer.id));
         let mut providers: Vec<Candidate> =
-            listings.iter().filter(wanted).filter_map(|listing| self.candidate(listing, wish.model)).collect();
+            wanted.filter_map(|listing| self.candidate(listing, wish.model)).filter(is_cheap).collect();
         assume_best(&mut providers);
         let query = RouteQuery {
             model: wish.model,
@@ -94,10 +115,11 @@ impl Directory {
             draw,
         };
         let snapshot = Snapshot { providers };
-        let chosen = route(&snapshot, &query).and_then(|id| {
+        let (among, chosen) = choose(&snapshot, &query, wish.wishes);
+        let chosen = chosen.and_then(|(id, by)| {
             let prices = snapshot.providers.iter().find(|candidate| candidate.provider == id)?.prices;
-            let listing = listings.iter().find(|listing| listing.peer.id == id)?;
-            Some((listing.clone(), prices))
+            let listing = listings.iter().find(|listing| listing.peer.id == id)?.clone();
+            Some(Picked { listing, prices, among, by })
         });
         chosen.ok_or_else(|| {
             let needed = wish.input_tokens.saturating_add(wish.max_tokens);
@@ -134,6 +156,44 @@ impl Directory {
             && listing.heard.elapsed() <= self.age_max
             && !listing.peer.vitals().is_cooling
             && listing.peer.channel.is_ready()
+    }
+}
+
+/// How many could be asked, who is, and by what.
+fn choose(snapshot: &Snapshot, query: &RouteQuery<'_>, wishes: &Wishes) -> (usize, Option<(ProviderId, &'static str)>) {
+    // Who takes the request at all is for `route` to say: alone, a candidate is chosen if it does.
+    let takes = |candidate: &&Candidate| {
+        let alone = Snapshot { providers: vec![(*candidate).clone()] };
+        route(&alone, query).is_some()
+    };
+    let open: Vec<&Candidate> = snapshot.providers.iter().filter(takes).collect();
+    let is_open = |id: &&ProviderId| open.iter().any(|candidate| candidate.provider == **id);
+    let chosen = match wishes.order.iter().find(is_open) {
+        Some(first) => Some((*first, "order")),
+        None => match wishes.sort {
+            None => route(snapshot, query).map(|id| (id, "draw")),
+            Some(sort) => open.iter().min_by_key(|c| rank(c, query, sort)).map(|c| (c.provider, name(sort))),
+        },
+    };
+    (open.len(), chosen)
+}
+
+/// Less is better; of equals the one with less to do.
+fn rank(candidate: &Candidate, query: &RouteQuery<'_>, sort: Sort) -> (u128, u64) {
+    let by = match sort {
+        Sort::Price => candidate.prices.charge_up(query.input_tokens, query.max_tokens).map_or(u128::MAX, |p| p.0),
+        Sort::Throughput => candidate.ewma_us_per_token.into(),
+        Sort::Latency => candidate.ewma_ttft_us.into(),
+    };
+    let load = u64::from(candidate.running) + u64::from(candidate.queued) + u64::from(candidate.in_flight);
+    (by, load)
+}
+
+fn name(sort: Sort) -> &'static str {
+    match sort {
+        Sort::Price => "price",
+        Sort::Throughput => "throughput",
+        Sort::Latency => "latency",
     }
 }
 

@@ -1,9 +1,11 @@
 //! Why a request gets no answer. How that looks over HTTP is decided in `rescue` alone.
 
+use crate::account::Rate;
 use crate::model::PromptError;
 use crate::store::StoreError;
 use assay_api::RequestError;
-use assay_types::JobError;
+use assay_types::{Amount, JobError};
+use std::time::Duration;
 
 /// Everything that can go wrong with a request.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -23,6 +25,42 @@ pub enum GatewayError {
     /// The key is not known, or was revoked.
     #[error("incorrect API key")]
     BadKey,
+    /// The key's requests or tokens of this minute are used up.
+    #[error(
+        "rate limit reached: {} a minute (limit {limit}, this request counts {needed}); {}",
+        rate_name(*rate), rate_advice(*needed, *limit, *wait)
+    )]
+    RateLimit {
+        /// Which.
+        rate: Rate,
+        /// What the key may do a minute.
+        limit: u32,
+        /// What this request counts.
+        needed: u64,
+        /// Until there is enough.
+        wait: Duration,
+    },
+    /// The key's budget does not cover what the request may cost.
+    #[error(
+        "this key's budget is used up: the request may cost up to {needed} base units, {left} are left; ask for fewer \
+         tokens (max_tokens) or have the budget raised"
+    )]
+    Budget {
+        /// At most.
+        needed: Amount,
+        /// Budget less what was charged.
+        left: Amount,
+    },
+    /// Running requests of the key may use up the rest of its budget.
+    #[error(
+        "this request may cost up to {needed} base units, which other running requests of this key hold; try again"
+    )]
+    BudgetHeld {
+        /// At most.
+        needed: Amount,
+        /// A guess.
+        wait: Duration,
+    },
     /// Nobody knows the model.
     #[error("the model '{0}' does not exist")]
     ModelNotFound(String),
@@ -101,4 +139,18 @@ pub enum GatewayError {
     /// The machine has no random bytes.
     #[error("the gateway has no random bytes")]
     Random,
+}
+
+fn rate_name(rate: Rate) -> &'static str {
+    match rate {
+        Rate::Requests => "requests",
+        Rate::Tokens => "tokens",
+    }
+}
+
+fn rate_advice(needed: u64, limit: u32, wait: Duration) -> String {
+    if needed > u64::from(limit) {
+        return "ask for fewer tokens (max_tokens)".into();
+    }
+    format!("try again in {:.1} s", wait.as_secs_f64())
 }

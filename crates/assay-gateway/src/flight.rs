@@ -4,20 +4,23 @@
 //! Runs in a tracked task of its own. The HTTP handler only listens: if it is dropped because the client left, the
 //! flight cancels the work, waits for the last receipt and stores what was paid for.
 
+use crate::account::Hold;
 use crate::channel::PayError;
 use crate::clock;
-use crate::directory::{Listing, Nobody, Wish};
+use crate::directory::{Listing, Nobody, Picked, Wish};
 use crate::error::GatewayError;
 use crate::gateway::Inner;
-use crate::keys::KeyId;
 use crate::model::GatewayModel;
 use crate::peer::SentAt;
+use crate::rescue;
+use crate::running::Entry;
 use crate::segment::{Answer, Fault, News, Segment};
 use crate::store::{NewReceipt, PartRow};
-use assay_api::OutputLogprob;
+use assay_api::{OutputLogprob, Wishes};
 use assay_gguf::{OutputLimits, OutputText};
 use assay_net::{ClientFrame, Done, NetError, Open, Pay, Pooled, ProviderFrame, RefusedCode};
 use assay_types::{Amount, Finish, Job, Prices, ProviderId, RequestHash, TokenId, TokenLogprobs};
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -29,8 +32,8 @@ pub(crate) const UPDATES_MAX: usize = 64;
 /// What the handler hears.
 #[derive(Debug)]
 pub(crate) enum Update {
-    /// The first token is there; nothing can be refused any more.
-    Started(ProviderId),
+    /// The first token is there; nothing can be refused any more. With the route so far.
+    Started(ProviderId, String),
     /// Text, and the log probabilities of the tokens that came with it; not both empty.
     Piece(String, Vec<OutputLogprob>),
     /// The answer is whole and its record is stored.
@@ -61,6 +64,10 @@ pub(crate) struct Finished {
     pub(crate) output_tokens: u64,
     pub(crate) providers: Vec<ProviderId>,
     pub(crate) cost: Amount,
+    /// The stop string that ended it.
+    pub(crate) stopped_by: Option<String>,
+    /// Who was asked and why.
+    pub(crate) route: String,
 }
 
 /// A request to fly.
@@ -68,9 +75,31 @@ pub(crate) struct Ticket {
     pub(crate) id: RequestHash,
     pub(crate) job: Job,
     pub(crate) model: Arc<GatewayModel>,
-    pub(crate) key: KeyId,
+    /// What of the key's money and tokens it may use.
+    pub(crate) hold: Hold,
+    /// Its place in the list of what is running, for as long as the flight lasts.
+    pub(crate) entry: Entry,
     pub(crate) only: Vec<ProviderId>,
     pub(crate) ignore: Vec<ProviderId>,
+    pub(crate) wishes: Wishes,
+}
+
+/// A line of the journal.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    time: u64,
+    receipt: RequestHash,
+    key_id: i64,
+    model: &'a str,
+    /// `stop`, `length`, `abandoned`, or the code of an error.
+    end: &'static str,
+    providers: Vec<ProviderId>,
+    prompt_tokens: usize,
+    output_tokens: usize,
+    charged: Amount,
+    first_token_millis: Option<u64>,
+    millis: u64,
 }
 
 /// How a flight ended.
@@ -114,6 +143,25 @@ enum Loss {
     Unexpected,
 }
 
+impl Ending {
+    /// In one word, for the route.
+    fn lost(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Whole(_) => return None,
+            Self::Cancelled => "cancelled",
+            Self::Lost(loss) => match loss {
+                Loss::Net(_) => "connection",
+                Loss::Stalled(_) => "stalled",
+                Loss::Refused(RefusedCode::Busy | RefusedCode::Draining, _) => "busy",
+                Loss::Refused(..) => "refused",
+                Loss::Ended => "ended",
+                Loss::Pay(_) => "payment",
+                Loss::Fault(_) | Loss::Books(_) | Loss::Unexpected => "fault",
+            },
+        })
+    }
+}
+
 /// Why we stop a stream that could go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stop {
@@ -133,8 +181,22 @@ pub(crate) struct Flight {
     /// Channels that were used.
     used: Vec<Listing>,
     has_started: bool,
+    /// From the request to its first token.
+    first_token: Option<Duration>,
+    /// Each attempt: who, why, and what became of it.
+    route: Vec<Step>,
     /// Once set, nothing more is sent to the client but the last word.
     stop: Option<Stop>,
+}
+
+/// One attempt as it is told to the client.
+#[derive(Debug)]
+struct Step {
+    provider: ProviderId,
+    among: usize,
+    by: &'static str,
+    /// Why another one had to go on.
+    lost: Option<&'static str>,
 }
 
 /// One attempt's bookkeeping.
@@ -157,7 +219,18 @@ impl Flight {
         };
         let text = OutputText::new(Arc::clone(&ticket.model.tokenizer), limits);
         let answer = Answer::new(ticket.job.clone(), text, ticket.model.tokenizer.vocab_size());
-        Self { inner, ticket, answer, out, strays: Vec::new(), used: Vec::new(), has_started: false, stop: None }
+        Self {
+            inner,
+            ticket,
+            answer,
+            out,
+            strays: Vec::new(),
+            used: Vec::new(),
+            has_started: false,
+            first_token: None,
+            route: Vec::new(),
+            stop: None,
+        }
     }
 
     /// Flies, stores the record, tells the client.
@@ -167,6 +240,7 @@ impl Flight {
         if matches!(landing, Landing::Abandoned) {
             self.inner.metrics.abandoned.inc();
         }
+        self.inner.journal.note(&self.line(&landing));
         let last = match (landing, stored) {
             (Landing::Whole(finish), Ok(())) => Update::Finished(Box::new(self.finished(finish))),
             (Landing::Failed(error), _) => Update::Failed(error),
@@ -177,17 +251,65 @@ impl Flight {
         let _ = self.out.send(last, self.inner.timeouts.client_write).await;
     }
 
+    /// `provider=0x..; among=3; by=draw`, for each provider that was asked; `lost=..` where another one had to go on.
+    fn route(&self) -> String {
+        let step = |step: &Step| {
+            let lost = step.lost.map(|lost| format!("; lost={lost}")).unwrap_or_default();
+            format!("provider={}; among={}; by={}{lost}", step.provider, step.among, step.by)
+        };
+        self.route.iter().map(step).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What an operator gets to know of it.
+    fn line(&self, landing: &Landing) -> Line<'_> {
+        let end = match landing {
+            Landing::Whole(Finish::Length) => "length",
+            Landing::Whole(_) => "stop",
+            Landing::Abandoned => "abandoned",
+            Landing::Failed(error) => rescue::code(error),
+        };
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Line {
+            time: clock::unix_seconds(),
+            receipt: self.ticket.id,
+            key_id: self.ticket.hold.key().0,
+            model: self.ticket.entry.model(),
+            end,
+            providers: self.answer.parts().iter().map(|part| part.provider).collect(),
+            prompt_tokens: self.ticket.job.prompt.len(),
+            output_tokens: self.answer.tokens_count(),
+            charged: self.charged(),
+            first_token_millis: self.first_token.map(millis),
+            millis: millis(self.ticket.entry.since().elapsed()),
+        }
+    }
+
     async fn fly(&mut self) -> Landing {
         let mut tried = self.ticket.ignore.clone();
         let mut last_loss: Option<String> = None;
         let mut only_busy = true;
-        for _ in 0..self.inner.limits.attempts_max {
-            let (listing, prices) = match self.pick(&tried) {
+        let wishes = &self.ticket.wishes;
+        let is_bound = !wishes.allow_fallbacks && wishes.order.is_empty();
+        let attempts_max = if is_bound { 1 } else { self.inner.limits.attempts_max };
+        for _ in 0..attempts_max {
+            let Picked { listing, prices, among, by } = match self.pick(&tried) {
                 Ok(picked) => picked,
                 Err(nobody) => return Landing::Failed(self.nobody(nobody, last_loss, only_busy)),
             };
             tried.push(listing.peer.id);
-            match self.attempt(listing, prices).await {
+            self.route.push(Step { provider: listing.peer.id, among, by, lost: None });
+            // Held before it can be spent. Another provider than the last one may be dearer, or cost the prompt again.
+            if let Err(error) = self.ticket.hold.raise(self.cost_at_most(prices)) {
+                return Landing::Failed(match self.has_started {
+                    true => GatewayError::BrokenOff(error.to_string()),
+                    false => error,
+                });
+            }
+            let ending = self.attempt(listing, prices).await;
+            if let Some(step) = self.route.last_mut() {
+                step.lost = ending.lost();
+            }
+            match ending {
                 Ending::Whole(finish) => return Landing::Whole(finish),
                 Ending::Cancelled if self.stop == Some(Stop::ClientGone) => return Landing::Abandoned,
                 Ending::Cancelled if self.stop == Some(Stop::ShuttingDown) => {
@@ -226,7 +348,7 @@ impl Flight {
         Landing::Failed(self.nobody(Nobody::Offers, last_loss, only_busy))
     }
 
-    fn pick(&self, tried: &[ProviderId]) -> Result<(Listing, Prices), Nobody> {
+    fn pick(&self, tried: &[ProviderId]) -> Result<Picked, Nobody> {
         let max_tokens = self.answer.max_tokens_left();
         let signed = u64::from(self.ticket.job.max_tokens) - max_tokens;
         let wish = Wish {
@@ -235,8 +357,22 @@ impl Flight {
             max_tokens,
             only: &self.ticket.only,
             exclude: tried,
+            wishes: &self.ticket.wishes,
         };
         self.inner.directory.pick(&wish, draw(self.ticket.id, tried.len()))
+    }
+
+    /// What was signed so far, and all that one more attempt at these prices may add.
+    fn cost_at_most(&self, prices: Prices) -> Amount {
+        let more = self.answer.max_tokens_left();
+        let input = self.ticket.job.prompt.len() as u64 + u64::from(self.ticket.job.max_tokens) - more;
+        // A price that is beyond all numbers is beyond all budgets.
+        self.charged().saturating_add(prices.charge_up(input, more).unwrap_or(Amount(u128::MAX)))
+    }
+
+    /// What the parts of the answer cost.
+    fn charged(&self) -> Amount {
+        self.answer.parts().iter().fold(Amount::ZERO, |sum, part| sum.saturating_add(part.signed.receipt.charged))
     }
 
     fn nobody(&self, nobody: Nobody, last_loss: Option<String>, only_busy: bool) -> GatewayError {
@@ -268,6 +404,7 @@ impl Flight {
         };
         let open = Open { job: segment.job.clone(), channel: channel.config, prices, voucher, grant };
         self.used.push(listing.clone());
+        self.ticket.entry.at(peer.id);
         let sent: SentAt = peer.on_sent();
         let mut attempt = Attempt {
             listing,
@@ -401,7 +538,9 @@ impl Flight {
         if attempt.cancel_by.is_some() {
             return Ok(());
         }
-        let started = (!self.has_started).then_some(Update::Started(attempt.listing.peer.id));
+        self.ticket.entry.has(self.answer.tokens_count() as u64);
+        self.first_token.get_or_insert_with(|| self.ticket.entry.since().elapsed());
+        let started = (!self.has_started).then(|| Update::Started(attempt.listing.peer.id, self.route()));
         self.has_started = true;
         let scored = self.ticket.model.logprobs(scored, self.ticket.job.ignore_eos);
         let piece = (!text.is_empty() || !scored.is_empty()).then_some(Update::Piece(text, scored));
@@ -509,28 +648,39 @@ impl Flight {
 
     fn finished(&self, finish: Finish) -> Finished {
         let parts = self.answer.parts();
-        let cost = parts.iter().fold(Amount::ZERO, |sum, part| sum.saturating_add(part.signed.receipt.charged));
         Finished {
             finish,
             output_tokens: self.answer.tokens_count() as u64,
             providers: parts.iter().map(|part| part.provider).collect(),
-            cost,
+            cost: self.charged(),
+            stopped_by: self.answer.stopped_by().map(str::to_owned),
+            route: self.route(),
         }
     }
 
-    /// Everything that was signed, and the books of the channels that paid, in one transaction.
+    /// Everything that was signed, what the key is charged for it, and the books of the channels that paid, in one
+    /// transaction. The key is charged for the parts of its answer: what was signed for tokens that are in none is the
+    /// gateway's loss.
     async fn store(&mut self) -> Result<(), crate::store::StoreError> {
         if self.used.is_empty() {
             return Ok(());
         }
+        let charged = self.charged();
+        let output_tokens: u64 = self.answer.parts().iter().map(|part| part.signed.receipt.output_tokens).sum();
+        let prompt_tokens = if self.answer.parts().is_empty() { 0 } else { self.ticket.job.prompt.len() as u64 };
+        let spent = self.ticket.hold.settle(charged, prompt_tokens.saturating_add(output_tokens), Instant::now());
         let in_answer = self.answer.parts().iter().map(|part| PartRow { part: part.clone(), in_answer: true });
         let receipt = NewReceipt {
             id: self.ticket.id,
-            key_id: self.ticket.key.0,
+            key_id: self.ticket.hold.key().0,
             created_at: clock::unix_seconds(),
             job: self.ticket.job.clone(),
             parts: in_answer.chain(self.strays.drain(..)).collect(),
             channels: self.used.iter().map(|listing| listing.peer.channel.row()).collect(),
+            prompt_tokens,
+            output_tokens,
+            charged,
+            spent,
         };
         let charged =
             receipt.parts.iter().fold(0u128, |sum, row| sum.saturating_add(row.part.signed.receipt.charged.0));

@@ -8,8 +8,10 @@ use crate::chain::ChainLedger;
 use crate::channel::{ChannelTotal, Purse};
 use crate::clock;
 use crate::config::{GatewayConfig, GatewayLimits, Timeouts};
+use crate::control::Control;
 use crate::directory::Directory;
 use crate::http;
+use crate::journal::Journal;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -20,8 +22,10 @@ use crate::serve::{self, Door};
 use crate::store::{Store, StoreError};
 use assay_net::{Pool, PoolOptions};
 use assay_types::{Amount, ProviderId};
+use axum::body::Bytes;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -46,6 +50,14 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// The socket for the operator's commands cannot be made.
+    #[error("cannot make the socket {path}: {error}; choose a shorter path in a folder that can be written")]
+    Control {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -59,6 +71,8 @@ pub(crate) struct Inner {
     pub(crate) limits: GatewayLimits,
     pub(crate) timeouts: Timeouts,
     pub(crate) models: Vec<Arc<GatewayModel>>,
+    /// What can be asked here, as OpenAPI.
+    pub(crate) description: Bytes,
     pub(crate) directory: Arc<Directory>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) purse: Arc<Purse>,
@@ -66,6 +80,7 @@ pub(crate) struct Inner {
     pub(crate) keys: Keys,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) running: Running,
+    pub(crate) journal: Journal,
     /// Requests that may still begin.
     pub(crate) requests: Arc<Semaphore>,
     /// Memory for bodies, in [`BODY_UNIT`]s.
@@ -138,12 +153,16 @@ impl Gateway {
         }
         let network = ledger.addresses();
         let settings = Settings::of(&config, network.chain_id);
-        let GatewayConfig { limits, timeouts, signer, models, withdraw_delay, .. } = config;
+        let GatewayConfig { limits, timeouts, signer, models, withdraw_delay, control, .. } = config;
+        let control = control.map(|path| Control::bind(&path).map_err(|error| StartError::Control { path, error }));
+        let control = control.transpose()?;
         let pool = PoolOptions { connect_timeout: timeouts.connect, ..PoolOptions::new(network.chain_id) };
+        let models: Vec<Arc<GatewayModel>> = models.into_iter().map(Arc::new).collect();
         let inner = Arc::new(Inner {
             limits,
             timeouts,
-            models: models.into_iter().map(Arc::new).collect(),
+            description: http::description(&models),
+            models,
             directory: Arc::new(Directory::new(timeouts.offer_age_max)),
             pool: Arc::new(Pool::new(pool)),
             purse: Arc::new(Purse::new(network, &signer, withdraw_delay)),
@@ -151,6 +170,7 @@ impl Gateway {
             store,
             metrics: Arc::new(Metrics::new()),
             running: Running::default(),
+            journal: Journal::new(),
             requests: Arc::new(Semaphore::new(limits.requests_max)),
             bodies: Semaphore::new(limits.bodies_bytes_max / BODY_UNIT),
             tasks: TaskTracker::new(),
@@ -179,11 +199,14 @@ impl Gateway {
             stop: inner.stop.clone(),
             connections: connections.clone(),
         };
-        let background = vec![
+        let mut background = vec![
             tokio::spawn(scout.run(inner.stop.clone())),
-            tokio::spawn(serve::run(door, http::router(Arc::clone(&inner)))),
+            tokio::spawn(serve::run(door, http::routers(&inner))),
             tokio::spawn(reload_keys(inner.keys.clone(), inner.stop.clone())),
         ];
+        if let Some(control) = control {
+            background.push(tokio::spawn(control.run(Arc::clone(&inner), inner.stop.clone())));
+        }
         let (stop, cut) = (inner.stop.clone().drop_guard(), inner.cut.clone().drop_guard());
         Ok(GatewayHandle { address, inner, roster, connections, background, writer, _stop: stop, _cut: cut })
     }

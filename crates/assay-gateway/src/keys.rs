@@ -1,11 +1,14 @@
-//! API keys: made once, shown once, kept as hashes.
+//! API keys: made once, shown once, kept as hashes; each has an account.
 
+use crate::account::{Account, KeyLimits};
 use crate::clock;
-use crate::store::{KeyRow, Store, StoreError};
+use crate::store::{KeyRow, NewKey, Store, StoreError};
 use arc_swap::ArcSwap;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 /// What every key starts with.
 pub const KEY_PREFIX: &str = "sk-assay-";
@@ -23,9 +26,12 @@ pub struct KeyId(pub i64);
 /// Why no key was made.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The name is empty or too long.
-    #[error("a key's name has 1 to {NAME_LEN_MAX} bytes")]
+    /// The name is empty, too long, or would garble a list.
+    #[error("a key's name has 1 to {NAME_LEN_MAX} bytes and no control characters")]
     BadName,
+    /// A rate of nothing: a key that may do nothing is one that is revoked.
+    #[error("a key's rates are at least 1 a minute")]
+    BadRate,
     /// The operating system has no random bytes.
     #[error("no random bytes: {0}")]
     Random(String),
@@ -40,12 +46,16 @@ pub struct Keys {
     store: Store,
     /// By the first eight bytes of the hash; the rest is compared in constant time.
     active: Arc<ArcSwap<HashMap<[u8; 8], Vec<Active>>>>,
+    /// Of every key that was met: what is held and spent outlives each reading of the keys. The lock also orders the
+    /// readings: what is published last was read last.
+    accounts: Arc<Mutex<HashMap<KeyId, Arc<Account>>>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Active {
-    key_id: KeyId,
     hash: [u8; 32],
+    expires_at: Option<u64>,
+    account: Arc<Account>,
 }
 
 impl Keys {
@@ -54,25 +64,35 @@ impl Keys {
     /// # Errors
     /// The read failed.
     pub async fn open(store: Store) -> Result<Self, StoreError> {
-        let keys = Self { store, active: Arc::default() };
+        let keys = Self { store, active: Arc::default(), accounts: Arc::default() };
         keys.reload().await?;
         Ok(keys)
     }
 
-    /// Makes a key and returns it; it cannot be read again later.
+    /// Makes a key without limits and returns it; it cannot be read again later.
     ///
     /// # Errors
     /// [`KeyError`].
     pub async fn create(&self, name: &str) -> Result<String, KeyError> {
-        if name.is_empty() || name.len() > NAME_LEN_MAX {
+        self.create_limited(name, KeyLimits::default()).await
+    }
+
+    /// Makes a key that may do this much.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn create_limited(&self, name: &str, limits: KeyLimits) -> Result<String, KeyError> {
+        if name.is_empty() || name.len() > NAME_LEN_MAX || name.chars().any(char::is_control) {
             return Err(KeyError::BadName);
         }
+        check_rates(&limits)?;
         let mut secret = [0u8; KEY_BYTES];
         getrandom::fill(&mut secret).map_err(|e| KeyError::Random(e.to_string()))?;
         let digits: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let key = format!("{KEY_PREFIX}{digits}");
         let hint = format!("{KEY_PREFIX}{}..{}", &digits[..4], &digits[digits.len() - 4..]);
-        self.store.insert_key(name, hash(&key), &hint, clock::unix_seconds()).await?;
+        let new = NewKey { name: name.into(), hash: hash(&key), hint, created_at: clock::unix_seconds(), limits };
+        self.store.insert_key(new).await?;
         self.reload().await?;
         Ok(key)
     }
@@ -83,6 +103,17 @@ impl Keys {
     /// The read failed.
     pub async fn list(&self) -> Result<Vec<KeyRow>, StoreError> {
         self.store.keys().await
+    }
+
+    /// Changes what a key may do; `false` if there is none with this number.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn change(&self, key_id: KeyId, limits: KeyLimits) -> Result<bool, KeyError> {
+        check_rates(&limits)?;
+        let changed = self.store.change_key(key_id.0, limits).await?;
+        self.reload().await?;
+        Ok(changed)
     }
 
     /// Makes a key stop working; `false` if there is none with this number or it was revoked before. A gateway in
@@ -96,16 +127,23 @@ impl Keys {
         Ok(revoked)
     }
 
-    /// Whose key this is. One hash and one look-up; no database.
+    /// Whose key this is; `None` for one that is not known, was revoked, or has expired. One hash and one look-up; no
+    /// database.
     #[must_use]
     pub fn check(&self, key: &str) -> Option<KeyId> {
+        self.account(key).map(|account| account.id)
+    }
+
+    pub(crate) fn account(&self, key: &str) -> Option<Arc<Account>> {
         if key.len() > KEY_LEN_MAX {
             return None;
         }
         let presented = hash(key);
         let active = self.active.load();
         let candidates = active.get(&short(&presented))?;
-        candidates.iter().find(|known| is_equal(&known.hash, &presented)).map(|known| known.key_id)
+        let found = candidates.iter().find(|known| is_equal(&known.hash, &presented))?;
+        let is_over = found.expires_at.is_some_and(|at| clock::unix_seconds() >= at);
+        (!is_over).then(|| Arc::clone(&found.account))
     }
 
     /// Takes over what another process changed.
@@ -113,14 +151,24 @@ impl Keys {
     /// # Errors
     /// The read failed; the view stays as it was.
     pub(crate) async fn reload(&self) -> Result<(), StoreError> {
+        let mut accounts = self.accounts.lock().await;
+        let now = Instant::now();
         let mut active: HashMap<[u8; 8], Vec<Active>> = HashMap::new();
         for row in self.store.keys().await?.iter().filter(|row| row.revoked_at.is_none()) {
-            let known = Active { key_id: KeyId(row.key_id), hash: row.hash };
+            let id = KeyId(row.key_id);
+            let account = accounts.entry(id).or_insert_with(|| Arc::new(Account::new(id, row.limits, row.spent, now)));
+            account.change(row.limits, now);
+            let known = Active { hash: row.hash, expires_at: row.limits.expires_at, account: Arc::clone(account) };
             active.entry(short(&row.hash)).or_default().push(known);
         }
         self.active.store(Arc::new(active));
         Ok(())
     }
+}
+
+fn check_rates(limits: &KeyLimits) -> Result<(), KeyError> {
+    let is_nothing = limits.requests_per_minute == Some(0) || limits.tokens_per_minute == Some(0);
+    if is_nothing { Err(KeyError::BadRate) } else { Ok(()) }
 }
 
 fn hash(key: &str) -> [u8; 32] {

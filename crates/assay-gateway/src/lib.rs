@@ -14,21 +14,26 @@
 //! Invariants: no voucher is sent before a mark at or above its ceiling is on disk; no answer is finished towards the
 //! client before its receipt is on disk; nothing is paid for that was not signed over tokens that arrived.
 
+mod account;
+mod ask;
 mod body;
 mod chain;
 mod channel;
 mod clock;
 mod config;
+mod control;
 mod deadline;
 mod directory;
 mod error;
 mod flight;
 mod gateway;
 mod http;
+mod journal;
 mod keys;
 mod ledger;
 mod metrics;
 mod model;
+mod page;
 mod peer;
 mod rescue;
 mod running;
@@ -37,7 +42,9 @@ mod segment;
 mod serve;
 mod store;
 mod tools;
+mod voice;
 
+pub use account::{KeyLimits, Rate};
 pub use chain::ChainLedger;
 pub use channel::ChannelTotal;
 pub use config::{GatewayConfig, GatewayLimits, Timeouts};
@@ -46,4 +53,4 @@ pub use gateway::{Gateway, GatewayHandle, StartError, Totals};
 pub use keys::{KEY_PREFIX, KeyError, KeyId, Keys};
 pub use ledger::{Addresses, Ledger, LedgerError, Registered};
 pub use model::{GatewayModel, ModelError, PromptError};
-pub use store::{ChannelRow, KeyRow, Store, StoreError};
+pub use store::{ChannelRow, KeyRow, NewKey, NewReceipt, PartRow, Store, StoreError, StoredReceipt, UsageRow};

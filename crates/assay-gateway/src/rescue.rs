@@ -2,15 +2,20 @@
 
 use crate::error::GatewayError;
 use crate::model::PromptError;
-use assay_api::{ErrorBody, ErrorObject, RequestError};
+use crate::voice::Shape;
+use assay_api::{ErrorBody, ErrorObject, RequestError, message_error};
 use assay_types::JobError;
 use axum::body::Body;
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderValue, Response, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+use std::time::Duration;
 
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 const RATE: &str = "rate_limit_error";
+const QUOTA: &str = "insufficient_quota";
+/// Stock clients repeat every 429 unless this says `false`.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// What an error looks like from outside.
 struct Look {
@@ -23,9 +28,14 @@ struct Look {
 
 /// The reply to a request that failed before its first byte was sent.
 #[must_use]
-pub(crate) fn response(error: &GatewayError) -> Response<Body> {
+pub(crate) fn response(error: &GatewayError, shape: Shape) -> Response<Body> {
     let look = look(error);
-    let body = serde_json::to_vec(&error_body(error)).unwrap_or_default();
+    let body = error_body(error);
+    let body = match shape {
+        Shape::OpenAi => serde_json::to_vec(&body),
+        Shape::Anthropic => serde_json::to_vec(&message_error(look.status.as_u16(), &body)),
+    }
+    .unwrap_or_default();
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = look.status;
     let headers = response.headers_mut();
@@ -33,10 +43,25 @@ pub(crate) fn response(error: &GatewayError) -> Response<Body> {
     if let Some(seconds) = look.retry_after_s {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
+    if look.status == StatusCode::TOO_MANY_REQUESTS && look.retry_after_s.is_none() {
+        headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
     if matches!(error, GatewayError::MethodNotAllowed { .. }) {
         headers.insert(ALLOW, HeaderValue::from_static("GET, POST"));
     }
     response
+}
+
+/// The status that goes with an error.
+#[must_use]
+pub(crate) fn status(error: &GatewayError) -> u16 {
+    look(error).status.as_u16()
+}
+
+/// The code that goes with an error: unlike its message it repeats nothing of a request.
+#[must_use]
+pub(crate) fn code(error: &GatewayError) -> &'static str {
+    look(error).code
 }
 
 /// The error object, which also ends a broken stream.
@@ -66,6 +91,13 @@ fn look(error: &GatewayError) -> Look {
         GatewayError::Job(job) => job_look(job),
         GatewayError::ContextLength { .. } => invalid("context_length_exceeded", Some("max_tokens")),
         GatewayError::MissingKey | GatewayError::BadKey => plain(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key"),
+        GatewayError::RateLimit { limit, needed, .. } if needed > &u64::from(*limit) => {
+            plain(StatusCode::TOO_MANY_REQUESTS, RATE, "rate_limit_exceeded")
+        }
+        GatewayError::RateLimit { wait, .. } | GatewayError::BudgetHeld { wait, .. } => {
+            retry(StatusCode::TOO_MANY_REQUESTS, RATE, "rate_limit_exceeded", seconds_up(*wait))
+        }
+        GatewayError::Budget { .. } => plain(StatusCode::TOO_MANY_REQUESTS, QUOTA, QUOTA),
         GatewayError::ModelNotFound(_) => {
             Look { param: Some("model".into()), ..plain(StatusCode::NOT_FOUND, INVALID, "model_not_found") }
         }
@@ -88,6 +120,11 @@ fn look(error: &GatewayError) -> Look {
             plain(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error")
         }
     }
+}
+
+/// Whole seconds after which it works.
+fn seconds_up(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
 }
 
 fn request_look(error: &RequestError) -> Look {

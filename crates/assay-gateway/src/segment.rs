@@ -108,6 +108,11 @@ impl Answer {
         &self.parts
     }
 
+    /// The stop string that ended it, if one did.
+    pub(crate) fn stopped_by(&self) -> Option<&str> {
+        self.text.stopped_by()
+    }
+
     /// The next provider's segment.
     pub(crate) fn segment(
         &self,

@@ -5,6 +5,7 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,15 +30,21 @@ pub(crate) struct Door {
     pub(crate) connections: TaskTracker,
 }
 
+/// What those on this machine may ask, and what everybody may.
+pub(crate) struct Routers {
+    pub(crate) local: Router,
+    pub(crate) remote: Router,
+}
+
 /// Accepts until `stop`.
-pub(crate) async fn run(door: Door, router: Router) {
+pub(crate) async fn run(door: Door, routers: Routers) {
     let permits = Arc::new(Semaphore::new(door.connections_max));
     loop {
         let accepted = tokio::select! {
             accepted = accept(&door.listener, &permits) => accepted,
             () = door.stop.cancelled() => return,
         };
-        let (stream, permit) = match accepted {
+        let (stream, peer, permit) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -50,6 +57,7 @@ pub(crate) async fn run(door: Door, router: Router) {
             continue;
         }
         let io = TokioIo::new(WriteDeadline::new(stream, door.write_timeout));
+        let router = if peer.ip().to_canonical().is_loopback() { &routers.local } else { &routers.remote };
         let service = TowerToHyperService::new(router.clone());
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(door.header_timeout).max_buf_size(HEAD_BYTES_MAX);
@@ -71,8 +79,10 @@ pub(crate) async fn run(door: Door, router: Router) {
     }
 }
 
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+type Accepted = (TcpStream, SocketAddr, OwnedSemaphorePermit);
+
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<Accepted> {
     let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer, permit))
 }

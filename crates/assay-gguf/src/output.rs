@@ -51,6 +51,8 @@ pub struct OutputText {
     held: String,
     tokens: u32,
     finish: Option<FinishReason>,
+    /// The stop string that ended it.
+    stopped_by: Option<String>,
 }
 
 impl OutputText {
@@ -58,7 +60,8 @@ impl OutputText {
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, mut limits: OutputLimits) -> Self {
         limits.stop.retain(|s| !s.is_empty());
-        Self { tokenizer, limits, decoder: TextDecoder::default(), held: String::new(), tokens: 0, finish: None }
+        let (decoder, held) = (TextDecoder::default(), String::new());
+        Self { tokenizer, limits, decoder, held, tokens: 0, finish: None, stopped_by: None }
     }
 
     /// Takes the next token. After the end, further tokens change nothing and give an empty piece with the same finish.
@@ -72,7 +75,8 @@ impl OutputText {
         }
         let text = self.decoder.push(self.tokenizer.token_bytes(token));
         self.held.push_str(&text);
-        if let Some(start) = first_stop(&self.held, &self.limits.stop) {
+        if let Some((start, stop)) = first_stop(&self.held, &self.limits.stop) {
+            self.stopped_by = Some(stop.to_owned());
             self.held.truncate(start);
             self.finish = Some(FinishReason::Stop);
             self.decoder = TextDecoder::default();
@@ -114,16 +118,22 @@ impl OutputText {
         self.finish
     }
 
+    /// The stop string that ended the output, if one did.
+    #[must_use]
+    pub fn stopped_by(&self) -> Option<&str> {
+        self.stopped_by.as_deref()
+    }
+
     fn end(&mut self, finish: FinishReason) -> Piece {
         self.finish = Some(finish);
         Piece { text: self.flush(), finish: self.finish }
     }
 }
 
-/// Where the stop string that is complete first starts in `text`; of those complete at one place, the longest.
-fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
-    let hits = stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|start| (start + stop.len(), start)));
-    hits.min().map(|(_, start)| start)
+/// The stop string that is complete first in `text`, and where it starts; of those complete at one place, the longest.
+fn first_stop<'a>(text: &str, stops: &'a [String]) -> Option<(usize, &'a str)> {
+    let hits = stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|start| (start + stop.len(), start, stop)));
+    hits.min().map(|(_, start, stop)| (start, stop.as_str()))
 }
 
 /// Bytes of the longest end of `text` that a stop string starts with.

@@ -3,20 +3,25 @@
 
 mod bench;
 mod children;
+mod control;
 mod doctor;
 mod embed;
 mod import;
 mod inventory;
+mod key;
 mod load;
 mod memory;
 mod models;
 mod provide;
+mod ps;
 mod run;
 mod shipped;
 mod state;
 mod stop;
 mod up;
+mod usage;
 mod verify;
+mod when;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -51,6 +56,14 @@ enum Command {
     Rm(inventory::RmArgs),
     /// Whether everything here is in order, and what to do if not
     Doctor(doctor::DoctorArgs),
+    /// API keys of the gateway on this machine: create, list, set, revoke
+    Key(key::KeyArgs),
+    /// What was answered for which key, and what it cost
+    Usage(usage::UsageArgs),
+    /// What the gateway on this machine is answering right now
+    Ps(ps::PsArgs),
+    /// What it answered: one line each, no text
+    Logs(ps::LogsArgs),
     /// One provider, from a configuration file
     Provide(provide::ProvideArgs),
 }
@@ -67,6 +80,10 @@ fn main() -> ExitCode {
         Command::Show(args) => inventory::show(&args),
         Command::Rm(args) => inventory::rm(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Key(args) => key::run(args),
+        Command::Usage(args) => usage::run(&args),
+        Command::Ps(args) => ps::ps(&args),
+        Command::Logs(args) => ps::logs(&args),
         Command::Provide(args) => provide::run(&args),
     };
     match result {
@@ -98,14 +115,16 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// Logs go to standard error, `warn` and above unless ASSAY_LOG says otherwise (`ASSAY_LOG=debug`, or per crate).
+/// Logs go to standard error, `warn` and above unless ASSAY_LOG says otherwise (`ASSAY_LOG=debug`, or per crate); as
+/// JSON, one object a line, with ASSAY_LOG_FORMAT=json. They hold no text of questions or answers.
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("ASSAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     // A log that cannot be written must not stop what logs: reporting that on standard error would panic there.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    let is_json = std::env::var_os("ASSAY_LOG_FORMAT").is_some_and(|format| format == "json");
     // A second call in one process keeps the first subscriber.
-    let _ = log.try_init();
+    let _ = if is_json { log.json().try_init() } else { log.try_init() };
 }
 
 /// A command's result on standard output, of which the user must get to know if it cannot be written.

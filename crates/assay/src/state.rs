@@ -16,6 +16,16 @@ pub fn default_dir() -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(home).join(".assay/local"))
 }
 
+/// The gateway's database, in the gateway's folder.
+pub fn gateway_database(gateway: &Path) -> PathBuf {
+    gateway.join("gateway.sqlite")
+}
+
+/// The socket over which a running gateway is told things, in the gateway's folder.
+pub fn control_socket(gateway: &Path) -> PathBuf {
+    gateway.join("control.sock")
+}
+
 /// Paths below the folder of a local network, which is this process's alone as long as this value lives.
 pub struct State {
     root: PathBuf,

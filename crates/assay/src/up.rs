@@ -286,7 +286,7 @@ async fn start_gateway(
     listen: SocketAddr,
 ) -> anyhow::Result<GatewayHandle> {
     let client = ChainClient::connect(chain, signer.clone(), ClientOptions::default()).await?;
-    let database = state.dir("gateway")?.join("gateway.sqlite");
+    let database = state::gateway_database(&state.dir("gateway")?);
     // A new database would have neither the keys nor the vouchers of this network, so no provider would deal with it.
     let is_lost = std::fs::metadata(&database).map_or(true, |file| file.len() == 0);
     ensure!(
@@ -297,6 +297,7 @@ async fn start_gateway(
     let config = GatewayConfig {
         listen,
         database,
+        control: Some(state::control_socket(&state.dir("gateway")?)),
         signer,
         models: vec![model],
         deposit: DEPOSIT,

@@ -51,6 +51,7 @@ fn plain_request_has_the_documented_defaults() {
             n: 1,
             only: vec![],
             ignore: vec![],
+            wishes: Wishes::default(),
             warnings: vec![],
         }
     );
@@ -126,6 +127,13 @@ fn understood_fields_arrive() {
     let id = "0x00000000000000000000000000000000000000AA";
     check(json!({"provider": {"only": [id]}}), |o| o.only.len() == 1 && o.only[0].0[19] == 0xaa && o.ignore.is_empty());
     check(json!({"provider": {"ignore": [id, id]}}), |o| o.ignore.len() == 2 && o.only.is_empty());
+    check(json!({"provider": {"order": [id], "allow_fallbacks": false, "data_collection": "allow"}}), |o| {
+        o.wishes.order.len() == 1 && !o.wishes.allow_fallbacks
+    });
+    check(json!({"provider": {"sort": "throughput"}}), |o| o.wishes.sort == Some(Sort::Throughput));
+    check(json!({"provider": {"max_price": {"prompt": 0.05, "completion": 1}}}), |o| {
+        o.wishes.max_price == MaxPrice { prompt: Some(Amount(50_000)), completion: Some(Amount(1_000_000)) }
+    });
     check(json!({"tools": [], "n": 1, "logprobs": false, "presence_penalty": 0.0}), |_| true);
     check(json!({"response_format": {"type": "text"}, "logit_bias": {}, "best_of": null}), |_| true);
 }
@@ -218,7 +226,7 @@ fn ignored_fields_are_reported_once_each_and_bounded() {
     let request = parse_chat(&json!({
         "model": "m", "user": "u", "store": null, "metadata": {},
         "messages": [{"role": "user", "content": "hi", "name": "ann"}],
-        "stream": true, "stream_options": {"chunk": 1}, "provider": {"sort": "price"},
+        "stream": true, "stream_options": {"chunk": 1}, "provider": {"quantizations": ["int8"]},
     }))
     .unwrap();
     assert_eq!(
@@ -226,7 +234,7 @@ fn ignored_fields_are_reported_once_each_and_bounded() {
         [
             "parameter 'messages[0].name' was ignored",
             "parameter 'stream_options.chunk' was ignored",
-            "parameter 'provider.sort' was ignored",
+            "parameter 'provider.quantizations' was ignored",
             "parameter 'metadata' was ignored",
             "parameter 'user' was ignored",
         ]
@@ -363,6 +371,10 @@ fn bad_fields_are_named() {
     check(json!({"provider": "x"}), "provider", "an object, got a string");
     check(json!({"provider": {"only": "x"}}), "provider.only", "an array of provider ids");
     check(json!({"provider": {"only": ["0x12"]}}), "provider.only[0]", "40 hex digits");
+    check(json!({"provider": {"sort": "luck"}}), "provider.sort", "price, throughput, latency");
+    check(json!({"provider": {"max_price": {"prompt": -1}}}), "provider.max_price.prompt", "a number from 0");
+    check(json!({"provider": {"data_collection": "deny"}}), "provider.data_collection", "keep nothing");
+    check(json!({"provider": {"require_parameters": true}, "zzz": 1}), "zzz", "require_parameters");
     check(json!({"provider": {"ignore": vec!["0x"; 65]}}), "provider.ignore", "at most 64");
 }
 

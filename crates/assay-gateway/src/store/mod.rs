@@ -7,8 +7,9 @@
 mod rows;
 mod writer;
 
-pub use rows::{ChannelRow, KeyRow, NewReceipt, PartRow, StoredReceipt};
+pub use rows::{ChannelRow, KeyRow, NewKey, NewReceipt, PartRow, StoredReceipt, UsageRow};
 
+use crate::account::KeyLimits;
 use assay_types::{Amount, ChannelId, Manifest, ModelId, RequestHash};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -23,7 +24,7 @@ use writer::{Write, WriteKind};
 /// Marks the file as this program's: "asGW".
 const APPLICATION_ID: i64 = 0x6173_4757;
 /// Version of the schema below.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 /// Writes that may wait for the writer.
 const QUEUE_MAX: usize = 1024;
 /// Files up to this size are checked page by page when they are opened; larger ones as they are read.
@@ -38,7 +39,12 @@ CREATE TABLE keys (
     hash        BLOB    NOT NULL UNIQUE,
     hint        TEXT    NOT NULL,
     created_at  INTEGER NOT NULL,
-    revoked_at  INTEGER
+    revoked_at  INTEGER,
+    requests_per_minute INTEGER,
+    tokens_per_minute   INTEGER,
+    budget      BLOB,
+    expires_at  INTEGER,
+    spent       BLOB    NOT NULL DEFAULT x'00000000000000000000000000000000'
 ) STRICT;
 CREATE TABLE channels (
     channel_id    BLOB PRIMARY KEY,
@@ -56,9 +62,29 @@ CREATE TABLE receipts (
     created_at INTEGER NOT NULL,
     model_id   BLOB    NOT NULL,
     job        TEXT    NOT NULL,
-    parts      TEXT    NOT NULL
+    parts      TEXT    NOT NULL,
+    prompt_tokens INTEGER NOT NULL DEFAULT 0,
+    output_tokens INTEGER NOT NULL DEFAULT 0,
+    charged    BLOB    NOT NULL DEFAULT x'00000000000000000000000000000000'
 ) STRICT;
 ";
+
+/// From version 2, which knew no limits and did not count what an answer cost: such answers count as nothing.
+const UPGRADE_2: &str = "
+BEGIN IMMEDIATE;
+ALTER TABLE keys ADD COLUMN requests_per_minute INTEGER;
+ALTER TABLE keys ADD COLUMN tokens_per_minute INTEGER;
+ALTER TABLE keys ADD COLUMN budget BLOB;
+ALTER TABLE keys ADD COLUMN expires_at INTEGER;
+ALTER TABLE keys ADD COLUMN spent BLOB NOT NULL DEFAULT x'00000000000000000000000000000000';
+ALTER TABLE receipts ADD COLUMN prompt_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE receipts ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE receipts ADD COLUMN charged BLOB NOT NULL DEFAULT x'00000000000000000000000000000000';
+PRAGMA user_version = 3;
+COMMIT;
+";
+/// Rows of one read of the usage.
+const USAGE_PAGE: i64 = 1000;
 
 /// Why nothing was stored or found.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -146,8 +172,20 @@ impl Store {
     ///
     /// # Errors
     /// The write failed.
-    pub async fn insert_key(&self, name: &str, hash: [u8; 32], hint: &str, now: u64) -> Result<(), StoreError> {
-        self.write(WriteKind::InsertKey { name: name.into(), hash, hint: hint.into(), now }).await
+    pub async fn insert_key(&self, key: NewKey) -> Result<(), StoreError> {
+        self.write(WriteKind::InsertKey { key: Box::new(key) }).await
+    }
+
+    /// Changes what a key may do; `false` if there is none with this number.
+    ///
+    /// # Errors
+    /// The read or write failed.
+    pub async fn change_key(&self, key_id: i64, limits: KeyLimits) -> Result<bool, StoreError> {
+        let found = self.keys().await?.iter().any(|key| key.key_id == key_id);
+        if found {
+            self.write(WriteKind::ChangeKey { key_id, limits }).await?;
+        }
+        Ok(found)
     }
 
     /// Marks a key as revoked; `false` if there is none or it was revoked before.
@@ -167,10 +205,32 @@ impl Store {
     /// # Errors
     /// The read failed.
     pub async fn keys(&self) -> Result<Vec<KeyRow>, StoreError> {
-        let rows = sqlx::query("SELECT key_id, name, hash, hint, created_at, revoked_at FROM keys ORDER BY key_id")
-            .fetch_all(&self.pool)
-            .await?;
+        let rows = sqlx::query(
+            "SELECT key_id, name, hash, hint, created_at, revoked_at, requests_per_minute, tokens_per_minute, budget, \
+             expires_at, spent FROM keys ORDER BY key_id",
+        )
+        .fetch_all(&self.pool)
+        .await?;
         rows.iter().map(KeyRow::read).collect()
+    }
+
+    /// A page of what answers cost, in the order in which they were stored: those behind `after`, which is 0 at first
+    /// and then what the last page returned. An empty page is the end.
+    ///
+    /// # Errors
+    /// The read failed.
+    pub async fn usage(&self, after: i64) -> Result<(Vec<UsageRow>, i64), StoreError> {
+        let rows = sqlx::query(
+            "SELECT r.rowid AS place, r.receipt_id, r.key_id, coalesce(k.name, '') AS name, r.created_at, r.model_id, \
+             r.prompt_tokens, r.output_tokens, r.charged FROM receipts r LEFT JOIN keys k USING (key_id) \
+             WHERE r.rowid > ? ORDER BY r.rowid LIMIT ?",
+        )
+        .bind(after)
+        .bind(USAGE_PAGE)
+        .fetch_all(&self.pool)
+        .await?;
+        let last = rows.last().map_or(Ok(after), |row| row.try_get("place"))?;
+        Ok((rows.iter().map(UsageRow::read).collect::<Result<_, _>>()?, last))
     }
 
     /// Notes a model's manifest.
@@ -310,7 +370,11 @@ async fn prepare(pool: &SqlitePool, path: &Path) -> Result<(), StoreError> {
     if application_id != APPLICATION_ID {
         return Err(unusable(path, "another program's database"));
     }
-    let version = pragma("PRAGMA user_version").await?;
+    let mut version = pragma("PRAGMA user_version").await?;
+    if version == 2 {
+        sqlx::raw_sql(UPGRADE_2).execute(pool).await.map_err(|e| unusable(path, &e.to_string()))?;
+        version = pragma("PRAGMA user_version").await?;
+    }
     if version != SCHEMA_VERSION {
         let reason = format!("schema version {version}; this release reads version {SCHEMA_VERSION}");
         return Err(unusable(path, &reason));
@@ -355,12 +419,17 @@ mod tests {
     use super::*;
     use assay_types::{B256, Job, ProviderId, Sampling};
 
+    fn key(n: u8) -> NewKey {
+        let limits = KeyLimits { budget: Some(Amount(1 << 100)), ..Default::default() };
+        NewKey { name: "k".into(), hash: [n; 32], hint: "h".into(), created_at: 0, limits }
+    }
+
     #[tokio::test]
     async fn one_bad_write_does_not_take_its_group_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _writer) = Store::open(&dir.path().join("gateway.db")).await.unwrap();
         // Polled together, so they wait together: the writer takes them as one group.
-        let writes = futures_util::future::join_all([1u8, 2, 1, 3].map(|n| store.insert_key("k", [n; 32], "h", 0)));
+        let writes = futures_util::future::join_all([1u8, 2, 1, 3].map(|n| store.insert_key(key(n))));
         let results: Vec<bool> = writes.await.iter().map(Result::is_ok).collect();
         assert_eq!(results, [true, true, false, true]);
         assert_eq!(store.keys().await.unwrap().len(), 3);
@@ -395,12 +464,52 @@ mod tests {
             },
             parts: vec![],
             channels: vec![channel(u128::from(n))],
+            prompt_tokens: 1,
+            output_tokens: 2,
+            charged: Amount(u128::from(n)),
+            // Out of order: what arrives last is not the most.
+            spent: Amount(if n == 2 { 1 << 70 } else { 7 }),
         };
+        store.insert_key(key(1)).await.unwrap();
         let writes = futures_util::future::join_all([1u8, 2, 1, 3].map(|n| store.put_receipt(receipt(n))));
         let results: Vec<bool> = writes.await.iter().map(Result::is_ok).collect();
         assert_eq!(results, [true, true, false, true]);
         assert_eq!(store.receipts_count().await.unwrap(), 3);
         assert_eq!(store.channels().await.unwrap(), [channel(3)]);
+        assert_eq!(store.keys().await.unwrap()[0].spent, Amount(1 << 70));
+        let (usage, last) = store.usage(0).await.unwrap();
+        let charged: Vec<_> = usage.iter().map(|row| (row.key_name.as_str(), row.charged.0)).collect();
+        assert_eq!(charged, [("k", 1), ("k", 2), ("k", 3)]);
+        assert_eq!(store.usage(last).await.unwrap(), (vec![], last));
+    }
+
+    #[tokio::test]
+    async fn a_database_of_the_last_version_is_brought_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gateway.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut old = SqliteConnection::connect_with(&options).await.unwrap();
+        let made = "
+            CREATE TABLE keys (key_id INTEGER PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,
+                hint TEXT NOT NULL, created_at INTEGER NOT NULL, revoked_at INTEGER) STRICT;
+            CREATE TABLE channels (channel_id BLOB PRIMARY KEY, provider BLOB NOT NULL, mark BLOB NOT NULL,
+                charged_total BLOB NOT NULL) STRICT, WITHOUT ROWID;
+            CREATE TABLE manifests (model_id BLOB PRIMARY KEY, manifest TEXT NOT NULL) STRICT, WITHOUT ROWID;
+            CREATE TABLE receipts (receipt_id BLOB PRIMARY KEY, key_id INTEGER NOT NULL, created_at INTEGER NOT NULL,
+                model_id BLOB NOT NULL, job TEXT NOT NULL, parts TEXT NOT NULL) STRICT;
+            INSERT INTO keys (name, hash, hint, created_at)
+                VALUES ('old', x'0101010101010101010101010101010101010101010101010101010101010101', 'h', 5);
+            PRAGMA application_id = 1634944855; PRAGMA user_version = 2;";
+        sqlx::raw_sql(made).execute(&mut old).await.unwrap();
+        old.close().await.unwrap();
+        let (store, writer) = Store::open(&path).await.unwrap();
+        store.insert_key(key(2)).await.unwrap();
+        let keys = store.keys().await.unwrap();
+        assert_eq!((keys[0].name.as_str(), keys[0].limits, keys[0].spent), ("old", KeyLimits::default(), Amount::ZERO));
+        assert_eq!(keys[1].limits.budget, Some(Amount(1 << 100)));
+        store.close().await.unwrap();
+        writer.await.unwrap();
+        Store::open(&path).await.unwrap();
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! Rows of the database as values.
 
 use super::StoreError;
-use assay_types::{Amount, B256, ChannelId, Job, Manifest, ProviderId, ReceiptPart, RequestHash};
+use crate::account::KeyLimits;
+use assay_types::{Amount, B256, ChannelId, Job, Manifest, ModelId, ProviderId, ReceiptPart, RequestHash};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -21,6 +22,25 @@ pub struct KeyRow {
     pub created_at: u64,
     /// Seconds since the Unix epoch; `None` while it works.
     pub revoked_at: Option<u64>,
+    /// What it may do.
+    pub limits: KeyLimits,
+    /// Sum of what its stored answers were charged.
+    pub spent: Amount,
+}
+
+/// A key to note.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewKey {
+    /// Given by whoever makes it.
+    pub name: String,
+    /// SHA-256 of the key.
+    pub hash: [u8; 32],
+    /// First and last characters, to recognise it.
+    pub hint: String,
+    /// Seconds since the Unix epoch.
+    pub created_at: u64,
+    /// What it may do.
+    pub limits: KeyLimits,
 }
 
 impl KeyRow {
@@ -32,8 +52,24 @@ impl KeyRow {
             hint: row.try_get("hint")?,
             created_at: row.try_get::<i64, _>("created_at")?.cast_unsigned(),
             revoked_at: row.try_get::<Option<i64>, _>("revoked_at")?.map(i64::cast_unsigned),
+            limits: KeyLimits {
+                requests_per_minute: rate(row, "requests_per_minute")?,
+                tokens_per_minute: rate(row, "tokens_per_minute")?,
+                budget: row.try_get::<Option<&[u8]>, _>("budget")?.map(amount).transpose()?,
+                expires_at: row.try_get::<Option<i64>, _>("expires_at")?.map(i64::cast_unsigned),
+            },
+            spent: amount(row.try_get("spent")?)?,
         })
     }
+}
+
+fn rate(row: &SqliteRow, name: &'static str) -> Result<Option<u32>, StoreError> {
+    let value = row.try_get::<Option<i64>, _>(name)?;
+    value.map(|value| u32::try_from(value).map_err(|_| StoreError::BadRow("rate"))).transpose()
+}
+
+fn amount(bytes: &[u8]) -> Result<Amount, StoreError> {
+    Ok(Amount(u128::from_be_bytes(fixed(bytes, "amount")?)))
 }
 
 /// One channel's books.
@@ -51,14 +87,11 @@ pub struct ChannelRow {
 
 impl ChannelRow {
     pub(super) fn read(row: &SqliteRow) -> Result<Self, StoreError> {
-        let amount = |name: &'static str| -> Result<Amount, StoreError> {
-            Ok(Amount(u128::from_be_bytes(fixed(row.try_get(name)?, "amount")?)))
-        };
         Ok(Self {
             channel_id: ChannelId(B256::from(fixed::<32>(row.try_get("channel_id")?, "channel id")?)),
             provider: ProviderId(fixed::<20>(row.try_get("provider")?, "provider")?.into()),
-            mark: amount("mark")?,
-            charged_total: amount("charged_total")?,
+            mark: amount(row.try_get("mark")?)?,
+            charged_total: amount(row.try_get("charged_total")?)?,
         })
     }
 }
@@ -88,6 +121,50 @@ pub struct NewReceipt {
     pub parts: Vec<PartRow>,
     /// Books of the channels that paid.
     pub channels: Vec<ChannelRow>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens that were signed for.
+    pub output_tokens: u64,
+    /// What the key is charged.
+    pub charged: Amount,
+    /// What the key has spent, this answer included; only ever rises.
+    pub spent: Amount,
+}
+
+/// What one answer cost whom.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UsageRow {
+    /// Of the answer.
+    pub receipt_id: RequestHash,
+    /// Whose key asked.
+    pub key_id: i64,
+    /// The key's name.
+    pub key_name: String,
+    /// Seconds since the Unix epoch.
+    pub created_at: u64,
+    /// The model.
+    pub model_id: ModelId,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens that were signed for.
+    pub output_tokens: u64,
+    /// What the key was charged.
+    pub charged: Amount,
+}
+
+impl UsageRow {
+    pub(super) fn read(row: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            receipt_id: RequestHash(B256::from(fixed::<32>(row.try_get("receipt_id")?, "receipt id")?)),
+            key_id: row.try_get("key_id")?,
+            key_name: row.try_get("name")?,
+            created_at: row.try_get::<i64, _>("created_at")?.cast_unsigned(),
+            model_id: ModelId(B256::from(fixed::<32>(row.try_get("model_id")?, "model id")?)),
+            prompt_tokens: row.try_get::<i64, _>("prompt_tokens")?.cast_unsigned(),
+            output_tokens: row.try_get::<i64, _>("output_tokens")?.cast_unsigned(),
+            charged: amount(row.try_get("charged")?)?,
+        })
+    }
 }
 
 /// An answer as it was stored.

@@ -1,7 +1,8 @@
 //! The one task that writes: everything that waits goes into one transaction.
 
-use super::{ChannelRow, NewReceipt, StoreError, model_key};
-use assay_types::{ChannelId, Manifest};
+use super::{ChannelRow, NewKey, NewReceipt, StoreError, model_key};
+use crate::account::KeyLimits;
+use assay_types::{Amount, ChannelId, Manifest};
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe, Connection};
 use std::collections::BTreeMap;
@@ -20,10 +21,11 @@ pub(super) struct Write {
 #[derive(Debug)]
 pub(super) enum WriteKind {
     InsertKey {
-        name: String,
-        hash: [u8; 32],
-        hint: String,
-        now: u64,
+        key: Box<NewKey>,
+    },
+    ChangeKey {
+        key_id: i64,
+        limits: KeyLimits,
     },
     RevokeKey {
         key_id: i64,
@@ -95,17 +97,29 @@ struct Batch<'a> {
     receipts: Vec<&'a NewReceipt>,
     /// One row for each channel: its books only rise.
     channels: BTreeMap<ChannelId, ChannelRow>,
+    /// What each key has spent: it only rises.
+    spent: BTreeMap<i64, Amount>,
 }
 
 impl<'a> Batch<'a> {
     fn add(&mut self, kind: &'a WriteKind) -> Result<(), StoreError> {
         match kind {
-            WriteKind::InsertKey { name, hash, hint, now } => {
-                self.sql += "INSERT INTO keys (name, hash, hint, created_at) VALUES (?, ?, ?, ?);";
+            WriteKind::InsertKey { key } => {
+                self.sql += "INSERT INTO keys (name, hash, hint, created_at, requests_per_minute, tokens_per_minute, \
+                             budget, expires_at, spent) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);";
+                let NewKey { name, hash, hint, created_at, limits } = key.as_ref();
                 self.bind(name.clone())?;
                 self.bind(hash.to_vec())?;
                 self.bind(hint.clone())?;
-                self.bind(now.cast_signed())
+                self.bind(created_at.cast_signed())?;
+                self.bind_limits(limits)?;
+                self.bind(bytes(Amount::ZERO))
+            }
+            WriteKind::ChangeKey { key_id, limits } => {
+                self.sql += "UPDATE keys SET requests_per_minute = ?, tokens_per_minute = ?, budget = ?, expires_at = ? \
+                             WHERE key_id = ?;";
+                self.bind_limits(limits)?;
+                self.bind(*key_id)
             }
             WriteKind::RevokeKey { key_id, now } => {
                 self.sql += "UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL;";
@@ -124,10 +138,19 @@ impl<'a> Batch<'a> {
             WriteKind::PutReceipt { receipt } => {
                 self.receipts.push(receipt);
                 receipt.channels.iter().for_each(|row| self.raise(row));
+                let spent = self.spent.entry(receipt.key_id).or_default();
+                *spent = (*spent).max(receipt.spent);
                 Ok(())
             }
             WriteKind::Close => Ok(()),
         }
+    }
+
+    fn bind_limits(&mut self, limits: &KeyLimits) -> Result<(), StoreError> {
+        self.bind(limits.requests_per_minute.map(i64::from))?;
+        self.bind(limits.tokens_per_minute.map(i64::from))?;
+        self.bind(limits.budget.map(bytes))?;
+        self.bind(limits.expires_at.map(u64::cast_signed))
     }
 
     fn raise(&mut self, row: &ChannelRow) {
@@ -142,8 +165,9 @@ impl<'a> Batch<'a> {
         sql += &self.sql;
         let receipts = std::mem::take(&mut self.receipts);
         if !receipts.is_empty() {
-            sql += "INSERT OR ROLLBACK INTO receipts (receipt_id, key_id, created_at, model_id, job, parts) VALUES ";
-            push_rows(&mut sql, "(?, ?, ?, ?, ?, ?)", receipts.len());
+            sql += "INSERT OR ROLLBACK INTO receipts (receipt_id, key_id, created_at, model_id, job, parts, \
+                    prompt_tokens, output_tokens, charged) VALUES ";
+            push_rows(&mut sql, "(?, ?, ?, ?, ?, ?, ?, ?, ?)", receipts.len());
             sql += ";";
         }
         for receipt in receipts {
@@ -153,6 +177,9 @@ impl<'a> Batch<'a> {
             self.bind(model_key(receipt.job.model_id))?;
             self.bind(json(&receipt.job, "job")?)?;
             self.bind(json(&receipt.parts, "part")?)?;
+            self.bind(receipt.prompt_tokens.cast_signed())?;
+            self.bind(receipt.output_tokens.cast_signed())?;
+            self.bind(bytes(receipt.charged))?;
         }
         let mut channels: Vec<ChannelRow> = std::mem::take(&mut self.channels).into_values().collect();
         if let Some(&last) = channels.last() {
@@ -166,9 +193,19 @@ impl<'a> Batch<'a> {
         for row in channels {
             self.bind(row.channel_id.0.to_vec())?;
             self.bind(row.provider.0.to_vec())?;
-            // 16 bytes big-endian: as blobs they compare like the numbers.
-            self.bind(row.mark.0.to_be_bytes().to_vec())?;
-            self.bind(row.charged_total.0.to_be_bytes().to_vec())?;
+            self.bind(bytes(row.mark))?;
+            self.bind(bytes(row.charged_total))?;
+        }
+        let mut spent: Vec<(i64, Amount)> = std::mem::take(&mut self.spent).into_iter().collect();
+        if let Some(&last) = spent.last() {
+            spent.resize(spent.len().next_power_of_two(), last);
+            sql += "UPDATE keys SET spent = max(keys.spent, new.column2) FROM (VALUES ";
+            push_rows(&mut sql, "(?, ?)", spent.len());
+            sql += ") AS new WHERE keys.key_id = new.column1;";
+        }
+        for (key_id, amount) in spent {
+            self.bind(key_id)?;
+            self.bind(bytes(amount))?;
         }
         sql += "COMMIT";
         Ok((sql, self.arguments))
@@ -180,6 +217,11 @@ impl<'a> Batch<'a> {
     {
         self.arguments.add(value).map_err(|e| StoreError::Failed(e.to_string()))
     }
+}
+
+/// 16 bytes big-endian: as blobs they compare like the numbers.
+fn bytes(amount: Amount) -> Vec<u8> {
+    amount.0.to_be_bytes().to_vec()
 }
 
 fn push_rows(sql: &mut String, row: &str, count: usize) {

@@ -219,3 +219,42 @@ async fn forged_offers_are_ignored() {
     assert_eq!(look(&reply), (503, "no_provider".into(), None));
     assert_eq!(world.send(Method::GET, "/readyz", None, "").await.status, 503);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_description_says_is_there() {
+    let world = World::start(1, "x").await;
+    let document = world.send(Method::GET, "/openapi.json", None, "").await;
+    assert_eq!(document.headers["content-type"], "application/json");
+    let document = document.json();
+    assert_eq!(document["components"]["schemas"]["ModelName"]["enum"], json!(["fake", "alias"]));
+    let paths = document["paths"].as_object().unwrap();
+    assert!(paths.len() >= 9);
+    for (path, methods) in paths {
+        for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
+            let asked: Method = method.parse().unwrap();
+            let reply = world.send(asked, &path.replace("{id}", "0x00"), Some(&world.key), "{}").await;
+            let is_there = methods.get(method.to_ascii_lowercase()).is_some();
+            let is_refused = reply.status == 405 || reply.text().contains("unknown_url");
+            assert_eq!(is_there, !is_refused, "{method} {path}: {}", reply.text());
+            if is_there {
+                let known = &methods[method.to_ascii_lowercase()]["responses"];
+                assert!(
+                    known.get(reply.status.as_str()).is_some(),
+                    "{method} {path}: {} is not described",
+                    reply.status
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_are_not_for_those_behind_a_proxy() {
+    let world = World::start(1, "x").await;
+    assert_eq!(world.send(Method::GET, "/metrics", None, "").await.status, 200);
+    let mut stream = TcpStream::connect(world.gateway.address()).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: x\r\nx-forwarded-for: 203.0.113.9\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 404") && answer.contains("unknown_url"), "{answer}");
+}

@@ -1,9 +1,12 @@
 //! The gateway over real sockets: HTTP in front, the real frames behind, scripted providers at the end.
 
 mod chain;
+mod dialects;
 mod errors;
 mod failover;
+mod keys;
 mod lifecycle;
 mod money;
+mod routing;
 mod streaming;
 mod world;

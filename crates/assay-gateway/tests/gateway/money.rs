@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 /// Reads a stream up to this many events, then drops the connection.
-async fn read_events(response: hyper::Response<Incoming>, events: usize) {
+pub async fn read_events(response: hyper::Response<Incoming>, events: usize) {
     let mut body = response.into_body();
     let mut seen = Vec::new();
     while seen.windows(2).filter(|pair| pair == b"\n\n").count() < events {

@@ -265,6 +265,7 @@ pub fn config(model: &GatewayModel, dir: &Path, change: fn(&mut GatewayConfig)) 
     let mut config = GatewayConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         database: dir.join("gateway.db"),
+        control: None,
         signer: PrivateKeySigner::from_bytes(&B256::repeat_byte(0x77)).unwrap(),
         models: vec![model.clone()],
         deposit: Amount(50_000_000),
