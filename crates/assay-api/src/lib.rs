@@ -14,6 +14,7 @@ mod response;
 mod responses;
 mod stream;
 mod tools;
+mod verify;
 
 pub use constraint::Constraint;
 pub use error::{ErrorBody, ErrorObject, RequestError};
@@ -30,3 +31,4 @@ pub use response::{
 pub use responses::{ResponseEnd, ResponseStream, ResponsesRequest};
 pub use stream::{DONE, Logprobs, StreamEncoder, StreamKind, error_event};
 pub use tools::{FunctionCall, Tool, ToolCall, ToolChoice, Tooling};
+pub use verify::Verify;

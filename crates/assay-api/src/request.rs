@@ -8,6 +8,7 @@ use crate::RequestError;
 use crate::constraint::Constraint;
 use crate::json::{Field, Fields};
 use crate::tools::{ToolCall, ToolChoice, Tooling, calls, tooling};
+use crate::verify::{Verify, verify};
 use assay_types::{
     Amount, B256, Job, LOGIT_BIAS_MAX, LogitBias, MICRO, ModelId, ProviderId, Sampling, TOP_LOGPROBS_MAX, TokenId,
 };
@@ -158,6 +159,8 @@ pub struct Options {
     pub ignore: Vec<ProviderId>,
     /// How one of them is chosen.
     pub wishes: Wishes,
+    /// What is done so that the answer can be relied on.
+    pub verify: Verify,
     /// What was ignored, for the reply; at most [`WARNINGS_MAX`] and one that counts the others.
     pub warnings: Vec<String>,
 }
@@ -374,6 +377,7 @@ pub(crate) fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Resul
     let stream = fields.take("stream").map(|f| f.bool()).transpose()?.unwrap_or(false);
     let include_usage = stream_options(&mut fields, stream, &mut ignored)?;
     let Provider { only, ignore, wishes, requires_parameters } = provider(&mut fields, &mut ignored)?;
+    let verify = verify(&mut fields, &mut ignored)?;
     let options = Options {
         stream,
         include_usage,
@@ -395,6 +399,7 @@ pub(crate) fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Resul
         only,
         ignore,
         wishes,
+        verify,
         warnings: Vec::new(),
     };
     if let Some(constraint) = options.constraint.as_ref().filter(|_| options.ignore_eos) {

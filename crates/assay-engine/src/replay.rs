@@ -83,6 +83,22 @@ pub fn replay(
     output: &[TokenId],
     finish: Finish,
 ) -> Result<Replay, ReplayError> {
+    replay_watched(model, runner, job, output, finish, &mut |_, _| ())
+}
+
+/// As [`replay`], and shows `watch` the logits before each output token that is compared, by its index: what an auditor
+/// proves its replay with.
+///
+/// # Errors
+/// See [`ReplayError`].
+pub fn replay_watched(
+    model: &Model,
+    runner: &mut Runner,
+    job: &Job,
+    output: &[TokenId],
+    finish: Finish,
+    watch: &mut dyn FnMut(usize, &[f32]),
+) -> Result<Replay, ReplayError> {
     job.validate(&job_limits(model))?;
     let mut text = resumed_text(job, model.tokenizer()).map_err(|finish| ReplayError::PrefixComplete { finish })?;
     let vocab = model.config().vocab;
@@ -98,7 +114,7 @@ pub fn replay(
     }
     // One token more is asked for if a claimed token is impossible, to name the right one.
     let impossible = ended.is_none() && n_checked < output.len();
-    if let Some(wrong) = first_wrong(model, runner, job, &output[..n_checked + usize::from(impossible)])? {
+    if let Some(wrong) = first_wrong(model, runner, job, &output[..n_checked + usize::from(impossible)], watch)? {
         return Ok(wrong);
     }
     if let Some(got) = output.get(n_checked) {
@@ -168,10 +184,12 @@ fn first_wrong(
     runner: &mut Runner,
     job: &Job,
     output: &[TokenId],
+    watch: &mut dyn FnMut(usize, &[f32]),
 ) -> Result<Option<Replay>, ReplayError> {
     let mut chooser = Chooser::new(&Job { logprobs: None, ..job.clone() }, model)?;
     let mut scratch = SampleScratch::default();
     for_each_row(model, runner, job, output, |index, row| {
+        watch(index, row);
         let position = job.prefix.len() as u64 + index as u64;
         let picked = chooser.pick(row, position, &mut scratch).map_err(|error| match error {
             NoToken::NonFinite => ReplayError::NonFinite { index },

@@ -13,7 +13,7 @@ use crate::tools::{Finder, Found};
 use crate::voice::{Dialect, Voice, finish_reason};
 use assay_api::{
     AssayInfo, ChatLogprobs, Choice, CompletionLogprobs, Constraint, Ending, Head, Logprobs, Options, OutputLogprob,
-    ToolCall, Tooling, Usage,
+    ToolCall, Tooling, Usage, Verify,
 };
 use assay_gguf::ToolStyle;
 use assay_types::{Amount, B256, Job, ProviderId, RequestHash, TokenId, choice_seed};
@@ -109,7 +109,8 @@ pub(crate) async fn answer(inner: &Arc<Inner>, ask: Ask) -> Reply {
         let entry = inner.running.enter(id, ask.account.id, &frame.head.model, frame.prompt_tokens);
         let (only, ignore) = (ask.options.only.clone(), ask.options.ignore.clone());
         let wishes = ask.options.wishes.clone();
-        let ticket = Ticket { id, job, model: Arc::clone(&ask.model), hold, entry, only, ignore, wishes };
+        let is_audited = ask.options.verify != Verify::None;
+        let ticket = Ticket { id, job, model: Arc::clone(&ask.model), hold, entry, only, ignore, wishes, is_audited };
         let flight = Flight::new(Arc::clone(inner), ticket, Out { choice, sender: sender.clone() });
         let gauge = Arc::clone(inner);
         let permit = permits.split(1);

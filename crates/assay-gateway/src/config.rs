@@ -1,5 +1,6 @@
 //! What a gateway is started with.
 
+use crate::auditing::AuditConfig;
 use crate::model::GatewayModel;
 use alloy_signer_local::PrivateKeySigner;
 use assay_net::AddressPolicy;
@@ -27,6 +28,8 @@ pub struct GatewayConfig {
     pub withdraw_delay: u64,
     /// Which addresses a registered endpoint may resolve to.
     pub addresses: AddressPolicy,
+    /// Who audits, how much, and what comes of it.
+    pub audit: AuditConfig,
     /// Bounds.
     pub limits: GatewayLimits,
     /// Deadlines.

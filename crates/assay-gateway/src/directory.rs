@@ -1,6 +1,7 @@
 //! Who serves what, right now: a snapshot that requests read without waiting.
 
 use crate::peer::Peer;
+use crate::standing::Standings;
 use arc_swap::ArcSwap;
 use assay_api::{Sort, Wishes};
 use assay_protocol::{Candidate, RouteQuery, Snapshot, route};
@@ -22,6 +23,7 @@ pub(crate) struct Listing {
 /// All providers; swapped as a whole.
 #[derive(Debug)]
 pub(crate) struct Directory {
+    standings: Arc<Standings>,
     listings: ArcSwap<Vec<Listing>>,
     age_max: Duration,
 }
@@ -66,8 +68,8 @@ pub(crate) enum Nobody {
 }
 
 impl Directory {
-    pub(crate) fn new(age_max: Duration) -> Self {
-        Self { listings: ArcSwap::default(), age_max }
+    pub(crate) fn new(age_max: Duration, standings: Arc<Standings>) -> Self {
+        Self { standings, listings: ArcSwap::default(), age_max }
     }
 
     pub(crate) fn publish(&self, listings: Vec<Listing>) {
@@ -78,6 +80,11 @@ impl Directory {
     pub(crate) fn ready(&self) -> Vec<ProviderId> {
         let listings = self.listings.load();
         listings.iter().filter(|listing| self.is_open(listing)).map(|listing| listing.peer.id).collect()
+    }
+
+    /// Everyone with a fresh offer.
+    pub(crate) fn listed(&self) -> Vec<ProviderId> {
+        self.listings.load().iter().map(|listing| listing.peer.id).collect()
     }
 
     /// Whether somebody takes requests for this model.
@@ -148,6 +155,7 @@ impl Directory {
             ewma_us_per_token: vitals.ewma_us_per_token,
             failures: vitals.failures,
             successes: vitals.successes,
+            reputation_ppm: self.standings.score(listing.peer.id),
         })
     }
 

@@ -1,6 +1,7 @@
 //! Why a request gets no answer. How that looks over HTTP is decided in `rescue` alone.
 
 use crate::account::Rate;
+use crate::auditing::AuditError;
 use crate::model::PromptError;
 use crate::store::StoreError;
 use assay_api::RequestError;
@@ -136,6 +137,12 @@ pub enum GatewayError {
     /// The database failed.
     #[error("the gateway could not store or read: {0}")]
     Store(#[from] StoreError),
+    /// An auditor is turned away.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// An auditor's request is not one.
+    #[error("the body is not what an auditor sends here: {0}")]
+    BadAudit(String),
     /// The machine has no random bytes.
     #[error("the gateway has no random bytes")]
     Random,

@@ -19,6 +19,7 @@ use crate::store::{NewReceipt, PartRow};
 use assay_api::{OutputLogprob, Wishes};
 use assay_gguf::{OutputLimits, OutputText};
 use assay_net::{ClientFrame, Done, NetError, Open, Pay, Pooled, ProviderFrame, RefusedCode};
+use assay_protocol::Deed;
 use assay_types::{Amount, Finish, Job, Prices, ProviderId, RequestHash, TokenId, TokenLogprobs};
 use serde::Serialize;
 use std::sync::Arc;
@@ -82,6 +83,8 @@ pub(crate) struct Ticket {
     pub(crate) only: Vec<ProviderId>,
     pub(crate) ignore: Vec<ProviderId>,
     pub(crate) wishes: Wishes,
+    /// Whether auditors may see it.
+    pub(crate) is_audited: bool,
 }
 
 /// A line of the journal.
@@ -141,6 +144,13 @@ enum Loss {
     Books(assay_protocol::PayerError),
     #[error("an unexpected frame")]
     Unexpected,
+}
+
+impl Loss {
+    /// The provider broke off what it had begun.
+    fn is_abandonment(&self) -> bool {
+        matches!(self, Self::Net(_) | Self::Stalled(_))
+    }
 }
 
 impl Ending {
@@ -237,6 +247,7 @@ impl Flight {
     pub(crate) async fn run(mut self) {
         let landing = self.fly().await;
         let stored = self.store().await;
+        let (is_stored, id, nonce) = (stored.is_ok(), self.ticket.id, self.ticket.job.nonce);
         if matches!(landing, Landing::Abandoned) {
             self.inner.metrics.abandoned.inc();
         }
@@ -249,6 +260,9 @@ impl Flight {
         };
         // A client that has left does not need it.
         let _ = self.out.send(last, self.inner.timeouts.client_write).await;
+        if is_stored && self.ticket.is_audited {
+            self.inner.auditing.on_answer(id, nonce, self.answer.parts()).await;
+        }
     }
 
     /// `provider=0x..; among=3; by=draw`, for each provider that was asked; `lost=..` where another one had to go on.
@@ -417,6 +431,12 @@ impl Flight {
         let ending = self.with_link(&mut attempt, &ClientFrame::Open(Box::new(open))).await;
         peer.on_ended(sent);
         self.book_end(&attempt, &ending);
+        if matches!(&ending, Ending::Lost(loss) if loss.is_abandonment()) && attempt.segment.has_output() {
+            let noted = self.inner.auditing.standings.note(peer.id, Deed::Abandoned, Some(self.ticket.id)).await;
+            if let Err(error) = noted {
+                tracing::error!(provider = %peer.id, %error, "a broken answer was not noted");
+            }
+        }
         ending
     }
 

@@ -3,6 +3,7 @@
 //! Order of the end: no new connections and requests; running streams finish; after [`Timeouts::drain`] the rest is
 //! cut with an error event and a last receipt; the background task ends; everything is on disk; the file is closed.
 
+use crate::auditing::{AuditError, Auditing};
 use crate::body::BODY_UNIT;
 use crate::chain::ChainLedger;
 use crate::channel::{ChannelTotal, Purse};
@@ -19,6 +20,7 @@ use crate::model::GatewayModel;
 use crate::running::Running;
 use crate::scout::{Roster, Scout, Settings};
 use crate::serve::{self, Door};
+use crate::standing::Standings;
 use crate::store::{Store, StoreError};
 use assay_net::{Pool, PoolOptions};
 use assay_types::{Amount, ProviderId};
@@ -61,6 +63,9 @@ pub enum StartError {
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The audits cannot be resumed.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// Two models answer to one name, or there is none.
     #[error("{0}")]
     Models(String),
@@ -74,6 +79,7 @@ pub(crate) struct Inner {
     /// What can be asked here, as OpenAPI.
     pub(crate) description: Bytes,
     pub(crate) directory: Arc<Directory>,
+    pub(crate) auditing: Arc<Auditing>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) purse: Arc<Purse>,
     pub(crate) store: Store,
@@ -153,19 +159,23 @@ impl Gateway {
         }
         let network = ledger.addresses();
         let settings = Settings::of(&config, network.chain_id);
-        let GatewayConfig { limits, timeouts, signer, models, withdraw_delay, control, .. } = config;
+        let GatewayConfig { limits, timeouts, signer, models, withdraw_delay, control, audit, .. } = config;
         let control = control.map(|path| Control::bind(&path).map_err(|error| StartError::Control { path, error }));
         let control = control.transpose()?;
         let pool = PoolOptions { connect_timeout: timeouts.connect, ..PoolOptions::new(network.chain_id) };
         let models: Vec<Arc<GatewayModel>> = models.into_iter().map(Arc::new).collect();
+        let purse = Arc::new(Purse::new(network, &signer, withdraw_delay));
+        let standings = Arc::new(Standings::open(audit.reputation, store.clone()).await?);
+        let auditing = Auditing::open(audit, network, purse.receipts, store.clone(), Arc::clone(&standings)).await?;
         let inner = Arc::new(Inner {
             limits,
             timeouts,
             description: http::description(&models),
             models,
-            directory: Arc::new(Directory::new(timeouts.offer_age_max)),
+            directory: Arc::new(Directory::new(timeouts.offer_age_max, standings)),
+            auditing: Arc::new(auditing),
             pool: Arc::new(Pool::new(pool)),
-            purse: Arc::new(Purse::new(network, &signer, withdraw_delay)),
+            purse,
             keys: Keys::open(store.clone()).await?,
             store,
             metrics: Arc::new(Metrics::new()),
@@ -203,6 +213,7 @@ impl Gateway {
             tokio::spawn(scout.run(inner.stop.clone())),
             tokio::spawn(serve::run(door, http::routers(&inner))),
             tokio::spawn(reload_keys(inner.keys.clone(), inner.stop.clone())),
+            tokio::spawn(Arc::clone(&inner.auditing).run(inner.stop.clone())),
         ];
         if let Some(control) = control {
             background.push(tokio::spawn(control.run(Arc::clone(&inner), inner.stop.clone())));

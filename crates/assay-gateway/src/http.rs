@@ -2,6 +2,7 @@
 
 use crate::account::{Account, Rate};
 use crate::ask::{self, Ask};
+use crate::audit_http;
 use crate::body;
 use crate::error::GatewayError;
 use crate::gateway::Inner;
@@ -32,7 +33,7 @@ const TOKENIZE_INLINE_BYTES_MAX: usize = 16 << 10;
 /// The key, where it is not in `Authorization`.
 const KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 
-type Shared = State<Arc<Inner>>;
+pub(crate) type Shared = State<Arc<Inner>>;
 pub(crate) type Reply = Result<Response<Body>, GatewayError>;
 
 /// The description of all paths.
@@ -59,6 +60,7 @@ fn paths() -> Router<Arc<Inner>> {
         .route("/readyz", get(readyz))
         .route("/openapi.json", get(openapi))
         .merge(page::paths())
+        .merge(audit_http::routes())
 }
 
 async fn chat(State(inner): Shared, request: Request<Body>) -> Response<Body> {
@@ -259,7 +261,7 @@ async fn method_not_allowed(State(inner): Shared, method: Method) -> Response<Bo
 }
 
 /// Counts a reply; an error gets its shape here.
-fn finish(inner: &Inner, reply: Reply) -> Response<Body> {
+pub(crate) fn finish(inner: &Inner, reply: Reply) -> Response<Body> {
     finish_as(inner, reply, Shape::OpenAi)
 }
 
@@ -280,7 +282,7 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Response<Body> {
     typed("application/json", serde_json::to_vec(value).unwrap_or_default())
 }
 
-fn authorize(inner: &Inner, headers: &HeaderMap) -> Result<Arc<Account>, GatewayError> {
+pub(crate) fn authorize(inner: &Inner, headers: &HeaderMap) -> Result<Arc<Account>, GatewayError> {
     // Anthropic's clients send the key alone.
     if let Some(key) = headers.get(KEY_HEADER) {
         let key = key.to_str().map_err(|_| GatewayError::BadKey)?;

@@ -16,6 +16,8 @@
 
 mod account;
 mod ask;
+mod audit_http;
+mod auditing;
 mod body;
 mod chain;
 mod channel;
@@ -35,16 +37,19 @@ mod metrics;
 mod model;
 mod page;
 mod peer;
+mod referee;
 mod rescue;
 mod running;
 mod scout;
 mod segment;
 mod serve;
+mod standing;
 mod store;
 mod tools;
 mod voice;
 
 pub use account::{KeyLimits, Rate};
+pub use auditing::{AuditConfig, AuditError};
 pub use chain::ChainLedger;
 pub use channel::ChannelTotal;
 pub use config::{GatewayConfig, GatewayLimits, Timeouts};
@@ -53,4 +58,5 @@ pub use gateway::{Gateway, GatewayHandle, StartError, Totals};
 pub use keys::{KEY_PREFIX, KeyError, KeyId, Keys};
 pub use ledger::{Addresses, Ledger, LedgerError, Registered};
 pub use model::{GatewayModel, ModelError, PromptError};
+pub use referee::{Referee, Refereed};
 pub use store::{ChannelRow, KeyRow, NewKey, NewReceipt, PartRow, Store, StoreError, StoredReceipt, UsageRow};

@@ -1,5 +1,6 @@
 //! The one place that turns errors into HTTP: status, error object, `Retry-After`.
 
+use crate::auditing::AuditError;
 use crate::error::GatewayError;
 use crate::model::PromptError;
 use crate::voice::Shape;
@@ -116,6 +117,8 @@ fn look(error: &GatewayError) -> Look {
         GatewayError::ReceiptNotFound(_) => plain(StatusCode::NOT_FOUND, INVALID, "receipt_not_found"),
         GatewayError::ReceiptPending => retry(StatusCode::CONFLICT, INVALID, "receipt_pending", 1),
         GatewayError::ReceiptEmpty => plain(StatusCode::NOT_FOUND, INVALID, "receipt_empty"),
+        GatewayError::Audit(error) => audit_look(error),
+        GatewayError::BadAudit(_) => invalid("invalid_value", None),
         GatewayError::Store(_) | GatewayError::Random => {
             plain(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error")
         }
@@ -125,6 +128,17 @@ fn look(error: &GatewayError) -> Look {
 /// Whole seconds after which it works.
 fn seconds_up(wait: Duration) -> u32 {
     u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
+}
+
+fn audit_look(error: &AuditError) -> Look {
+    let (status, kind, code) = match error {
+        AuditError::NotAnAuditor(_) | AuditError::Dismissed(_) => (StatusCode::FORBIDDEN, INVALID, "not_an_auditor"),
+        AuditError::Signature(_) | AuditError::Clock(_) => (StatusCode::UNAUTHORIZED, INVALID, "invalid_signature"),
+        AuditError::NoTask(_) => (StatusCode::NOT_FOUND, INVALID, "task_not_found"),
+        AuditError::Committed | AuditError::NotCommitted => (StatusCode::CONFLICT, INVALID, "task_out_of_turn"),
+        AuditError::Random | AuditError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
+    };
+    Look { status, kind, code, param: None, retry_after_s: None }
 }
 
 fn request_look(error: &RequestError) -> Look {

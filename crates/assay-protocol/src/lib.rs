@@ -1,8 +1,9 @@
 //! The rules of the network as pure functions and plain structs.
 //!
 //! Owns: what a payer may sign and a receiver may take on one payment channel ([`PayerChannel`], [`ReceiverChannel`]),
-//! how tokens become money ([`StreamTerms`]), what a payer checks in a receipt ([`ReceiptExpectation`]) and which
-//! provider gets a request ([`route`]). Holds no socket, file, clock, key or randomness: the caller signs, stores,
+//! how tokens become money ([`StreamTerms`]), what a payer checks in a receipt ([`ReceiptExpectation`]), which provider
+//! gets a request ([`route`]), which answers are audited ([`AuditPolicy`]), what a provider's past is worth
+//! ([`Reputation`]) and how several providers are held to one answer ([`Round`]). Holds no socket, file, clock, key or randomness: the caller signs, stores,
 //! measures and draws. Nothing here panics, whatever a peer sends.
 
 #![cfg_attr(
@@ -17,18 +18,27 @@
     )
 )]
 
+mod audit;
 mod payer;
 mod receipt;
 mod receiver;
+mod redundancy;
+mod reputation;
 mod route;
 mod terms;
 
 #[cfg(test)]
 mod channel_tests;
 
+pub use audit::{
+    AuditOutcome, AuditPolicy, AuditTerms, AuditorAccount, BEACONS, Beacons, Decoy, ProofFault, Report, check_proof,
+    is_drawn, judge,
+};
 pub use payer::{PayerChannel, PayerError, PayerState};
 pub use receipt::{ReceiptExpectation, ReceiptFault};
 pub use receiver::{ChannelTerms, ReceiverChannel, ReceiverError, ReceiverState, VerifiedVoucher, VoucherError};
+pub use redundancy::{Outcome, REDUNDANT_MAX, Round, RoundError};
+pub use reputation::{Components, Deed, EVENTS_MAX, Event, Reputation, ReputationPolicy, SCORE_MAX};
 pub use route::{Candidate, RouteQuery, Snapshot, route};
 pub use terms::StreamTerms;
 

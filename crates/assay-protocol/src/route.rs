@@ -1,6 +1,6 @@
 //! Which provider gets a request: a weighted draw, then the better of two.
 //!
-//! A candidate's cost is price x expected time x load x unreliability, all integers, so that a decision can be
+//! A candidate's cost is price x expected time x load x unreliability / reputation, all integers, so that a decision can be
 //! repeated from its inputs. Two candidates are drawn with weights inverse to their costs and the cheaper one is
 //! taken: many gateways with the same, slightly old snapshot then do not all run to the same provider. One draw in
 //! 32 keeps the first, so that a provider that was slow once is measured again.
@@ -36,6 +36,8 @@ pub struct Candidate {
     pub failures: u32,
     /// Recent requests that it served.
     pub successes: u32,
+    /// What its past is worth, in millionths; 0 gets nothing. See [`crate::Reputation`].
+    pub reputation_ppm: u32,
 }
 
 /// All candidates; swapped as a whole, never changed.
@@ -65,6 +67,8 @@ const TTFT_DEFAULT_US: u64 = 100_000;
 const TOKEN_DEFAULT_US: u64 = 10_000;
 /// Fixed point of the load and reliability factors.
 const ONE: u128 = 1024;
+/// 64 times a whole reputation.
+const REPUTATION_WHOLE: u128 = 64 * crate::SCORE_MAX as u128;
 /// Weight of the cheapest candidate.
 const WEIGHT_BEST: u128 = 1 << 20;
 /// Jobs that may wait at a provider for each one that it runs, beyond which it is not asked.
@@ -101,6 +105,7 @@ fn is_eligible(candidate: &Candidate, query: &RouteQuery<'_>) -> bool {
     let room = u64::from(candidate.capacity).saturating_mul(QUEUE_PER_SLOT_MAX.saturating_add(1));
     candidate.model == query.model
         && !candidate.closed
+        && candidate.reputation_ppm > 0
         && tokens <= u64::from(candidate.context_length)
         && load(candidate) < room
         && !query.exclude.contains(&candidate.provider)
@@ -128,9 +133,15 @@ fn cost(candidate: &Candidate, query: &RouteQuery<'_>) -> u128 {
     let served = u128::from(candidate.successes).saturating_add(9);
     let tried = served.saturating_add(u128::from(candidate.failures));
     let odds = tried.saturating_mul(ONE).checked_div(served).unwrap_or(u128::MAX);
-    let unreliability = cut(odds, 16).saturating_mul(cut(odds, 16));
+    let unreliability = cut(odds, 15).saturating_mul(cut(odds, 15));
+    // 64 for the best there is, 640 for a new identity.
+    let doubt = REPUTATION_WHOLE.checked_div(u128::from(candidate.reputation_ppm)).unwrap_or(u128::MAX);
 
-    cut(price, 40).saturating_mul(cut(time_us, 36)).saturating_mul(cut(load, 18)).saturating_mul(cut(unreliability, 32))
+    cut(price, 38)
+        .saturating_mul(cut(time_us, 34))
+        .saturating_mul(cut(load, 16))
+        .saturating_mul(cut(unreliability, 30))
+        .saturating_mul(cut(doubt, 10))
 }
 
 /// The candidate that `draw` (24 bits) falls on when each has a share inverse to its cost.
@@ -149,7 +160,7 @@ fn pick(scored: &[Scored], best: u128, draw: u64, exclude: Option<ProviderId>) -
 
 /// `WEIGHT_BEST` for the best, less for the others in proportion, never 0.
 fn weight(best: u128, cost: u128) -> u128 {
-    // Costs have up to 126 bits: both lose the same low bits, so that the product does not overflow.
+    // Costs have up to 128 bits: both lose the same low bits, so that the product does not overflow.
     let shift = 128u32.saturating_sub(cost.leading_zeros()).saturating_sub(100);
     let (best, cost) = (best.checked_shr(shift).unwrap_or(0), cost.checked_shr(shift).unwrap_or(0));
     best.saturating_mul(WEIGHT_BEST).checked_div(cost).unwrap_or(WEIGHT_BEST).max(1)
@@ -177,6 +188,7 @@ mod tests {
             ewma_us_per_token: 8_000,
             failures: 0,
             successes: 100,
+            reputation_ppm: 1_000_000,
         }
     }
 
@@ -226,6 +238,7 @@ mod tests {
         check("load", |c| c.running = 16);
         check("sent and not counted yet", |c| c.in_flight = 16);
         check("reliability", |c| c.failures = 60);
+        check("reputation", |c| c.reputation_ppm = 100_000);
     }
 
     #[test]
@@ -242,6 +255,7 @@ mod tests {
         check("context", |c| c.context_length = 299);
         check("full", |c| c.queued = 80);
         check("capacity", |c| c.capacity = 0);
+        check("convicted", |c| c.reputation_ppm = 0);
         let one = Snapshot { providers: vec![candidate(1)] };
         let exclude = [one.providers[0].provider];
         assert_eq!(route(&one, &RouteQuery { exclude: &exclude, ..query(5) }), None);

@@ -5,6 +5,7 @@
 //! clock or randomness, and no private key: callers sign the digests that are computed here.
 
 mod amount;
+mod audit;
 mod domain;
 mod grammar;
 mod ids;
@@ -19,6 +20,11 @@ mod voucher;
 
 pub use alloy_primitives::{Address, B256, keccak256};
 pub use amount::{Amount, Prices};
+pub use audit::{
+    AuditBeacon, AuditCommit, AuditEnd, AuditFinding, AuditLease, AuditProof, AuditReply, AuditTask, AuditVerdict,
+    LOGITS_HASHED_MAX, PROOF_POSITIONS, ShownLeaf, answer_commitment, audit_draw, first_u64, is_in_proof, logits_leaf,
+    proof_digest, proof_path, proof_positions, proof_root,
+};
 pub use domain::SigningDomain;
 pub use grammar::{GRAMMAR_LEN_MAX, GRAMMAR_VERSION, Grammar, GrammarKind};
 pub use ids::{ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, TokenId};

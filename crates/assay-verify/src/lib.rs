@@ -4,5 +4,6 @@
 //! Needs no network. Whether a provider's stake stands behind its signature is asked of the chain by the caller,
 //! who has the list of providers from [`statements::check`].
 
+pub mod audit;
 pub mod replay;
 pub mod statements;

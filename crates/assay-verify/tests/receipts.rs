@@ -7,10 +7,11 @@ use assay_engine::{Engine, EngineEvent, EngineOptions, Model, Runner, SinkState,
 use assay_gguf::Gguf;
 use assay_testkit::models::{TinyLlama, tiny_llama};
 use assay_types::{
-    Address, Amount, B256, CANONICAL_PROFILE, ChannelConfig, Finish, Job, MICRO, Manifest, Prices, ProviderId,
-    RECEIPT_FILE_VERSION, Receipt, ReceiptFile, ReceiptPart, Sampling, Signature, SignedReceipt, receipt_domain,
-    response_hash, settlement_domain,
+    Address, Amount, AuditTask, AuditVerdict, B256, CANONICAL_PROFILE, ChannelConfig, Finish, Job, MICRO, Manifest,
+    PROOF_POSITIONS, Prices, ProviderId, RECEIPT_FILE_VERSION, Receipt, ReceiptFile, ReceiptPart, Sampling, Signature,
+    SignedReceipt, is_in_proof, proof_positions, receipt_domain, response_hash, settlement_domain,
 };
+use assay_verify::audit::examine;
 use assay_verify::replay::{Unchecked, Verdict, replay};
 use assay_verify::statements::{self, check};
 use std::sync::{Arc, mpsc};
@@ -222,4 +223,38 @@ fn another_model_gives_no_verdict() {
     let found = assay_types::ModelId(B256::repeat_byte(7));
     let verdict = replay(&file, &statements, &model, found, &mut Runner::new(1));
     assert_eq!(verdict, Err(Unchecked::OtherModel { expected: file.job.model_id, found }));
+}
+
+/// What an auditor shows is the same on every machine, and follows from the model up to the first wrong token.
+#[test]
+fn auditors_agree_in_every_leaf_and_find_what_was_changed() {
+    let model = model();
+    let output = honest(&model);
+    let task =
+        |output: &[u32], finish| AuditTask { id: B256::repeat_byte(8), job: job(), output: output.to_vec(), finish };
+    let examine = |task: &AuditTask, threads| {
+        examine(task, &model, task.job.model_id, &mut Runner::new(threads)).expect("a finding")
+    };
+    let right = examine(&task(&output, Finish::Length), 1);
+    assert_eq!((right.verdict, right.leaves.len()), (AuditVerdict::Exact, 40));
+    assert_eq!(examine(&task(&output, Finish::Length), 3), right);
+
+    let (auditor, beacon) = (Address::repeat_byte(4), B256::repeat_byte(5));
+    let proof = right.proof(B256::repeat_byte(8), auditor, beacon);
+    let drawn = proof_positions(beacon, B256::repeat_byte(8), auditor, 40);
+    assert_eq!(proof.shown.len(), PROOF_POSITIONS as usize);
+    for (position, shown) in drawn.into_iter().zip(&proof.shown) {
+        assert!(is_in_proof(proof.finding.root, 40, position, shown));
+    }
+    for index in [0usize, 7, 39] {
+        let mut wrong = output.clone();
+        wrong[index] = (wrong[index] + 1) % 256;
+        let found = examine(&task(&wrong, Finish::Length), 2);
+        let expected = Some(output[index]);
+        assert_eq!(found.verdict, AuditVerdict::WrongToken { index: index as u32, expected, got: wrong[index] });
+        assert_eq!(found.leaves, right.leaves[..=index]);
+    }
+    let early = examine(&task(&output[..9], Finish::Stop), 1);
+    assert_eq!(early.verdict, AuditVerdict::WrongFinish { expected: Finish::Open, got: Finish::Stop });
+    assert_eq!(early.verdict.first_wrong(9), Some(9));
 }

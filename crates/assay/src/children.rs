@@ -1,12 +1,12 @@
-//! Providers as processes of their own: started, watched, started again when they die, stopped.
+//! Providers and auditors as processes of their own: started, watched, started again when they die, stopped.
 //!
-//! A child runs `assay provide --config FILE`. It prints one JSON line when it is ready and one when it has stopped,
+//! A child runs `assay provide --config FILE` or `assay audit ..`. It prints one JSON line when it is ready and one when it has stopped,
 //! and stops when its standard input closes, so it never outlives its parent, not even a killed one.
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::ffi::OsString;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -36,7 +36,7 @@ pub struct Ready {
     pub pid: u32,
 }
 
-/// One provider process and the task that watches it.
+/// One process and the task that watches it.
 pub struct Supervised {
     name: String,
     state: watch::Receiver<Option<Ready>>,
@@ -46,10 +46,10 @@ pub struct Supervised {
 
 impl Supervised {
     /// Starts a child and returns at once; [`Self::ready`] waits for it.
-    pub fn start(name: String, config: PathBuf) -> Self {
+    pub fn start(name: String, command: Vec<OsString>) -> Self {
         let (state_in, state) = watch::channel(None);
         let (stop, stop_out) = oneshot::channel();
-        let task = tokio::spawn(supervise(name.clone(), config, state_in, stop_out));
+        let task = tokio::spawn(supervise(name.clone(), command, state_in, stop_out));
         Self { name, state, stop, task }
     }
 
@@ -81,7 +81,7 @@ struct Running {
 
 async fn supervise(
     name: String,
-    config: PathBuf,
+    command: Vec<OsString>,
     state: watch::Sender<Option<Ready>>,
     mut stop: oneshot::Receiver<()>,
 ) -> anyhow::Result<Option<Value>> {
@@ -90,7 +90,7 @@ async fn supervise(
     loop {
         let started = Instant::now();
         let outcome = tokio::select! {
-            outcome = spawn(&name, &config) => outcome,
+            outcome = spawn(&name, &command) => outcome,
             _ = &mut stop => return Ok(None),
         };
         match outcome {
@@ -99,14 +99,14 @@ async fn supervise(
                 state.send_replace(Some(running.ready.clone()));
                 tokio::select! {
                     status = running.child.wait() => {
-                        tracing::warn!(name, status = ?status.ok(), "a provider ended and is started again");
+                        tracing::warn!(name, status = ?status.ok(), "a process ended and is started again");
                     }
                     _ = &mut stop => return finish(&name, running).await,
                 }
             }
             // What is wrong at the first start stays wrong; later it may be a passing want of something.
             Err(error) if first => return Err(error),
-            Err(error) => tracing::warn!(name, error = format!("{error:#}"), "a provider cannot be started again yet"),
+            Err(error) => tracing::warn!(name, error = format!("{error:#}"), "a process cannot be started again yet"),
         }
         pause = if started.elapsed() > STABLE_TIME { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
         tokio::select! {
@@ -116,11 +116,10 @@ async fn supervise(
     }
 }
 
-async fn spawn(name: &str, config: &PathBuf) -> anyhow::Result<Running> {
+async fn spawn(name: &str, command: &[OsString]) -> anyhow::Result<Running> {
     let program = std::env::current_exe().context("the path of this program is unknown")?;
     let mut child = Command::new(program)
-        .args(["provide", "--config"])
-        .arg(config)
+        .args(command)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)

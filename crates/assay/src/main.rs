@@ -1,6 +1,7 @@
 //! The only binary: command line and wiring. What the commands do is in the crates below; here is what a user types,
 //! reads and gets as an exit status.
 
+mod audit;
 mod bench;
 mod children;
 mod control;
@@ -14,6 +15,7 @@ mod memory;
 mod models;
 mod provide;
 mod ps;
+mod referee;
 mod run;
 mod shipped;
 mod state;
@@ -64,6 +66,8 @@ enum Command {
     Ps(ps::PsArgs),
     /// What it answered: one line each, no text
     Logs(ps::LogsArgs),
+    /// Replays answers of a gateway's providers and says which are wrong
+    Audit(audit::AuditArgs),
     /// One provider, from a configuration file
     Provide(provide::ProvideArgs),
 }
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
         Command::Usage(args) => usage::run(&args),
         Command::Ps(args) => ps::ps(&args),
         Command::Logs(args) => ps::logs(&args),
+        Command::Audit(args) => audit::run(args),
         Command::Provide(args) => provide::run(&args),
     };
     match result {

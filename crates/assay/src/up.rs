@@ -7,6 +7,7 @@
 use crate::children::{Ready, Supervised};
 use crate::memory::{MemoryArgs, Share};
 use crate::provide::ProvideConfig;
+use crate::referee::EngineReferee;
 use crate::state::{self, NetworkFile, State};
 use crate::stop::StopSignals;
 use crate::{load, say, shipped, start_logging, tell};
@@ -17,12 +18,13 @@ use assay_chain::{
     deploy_local,
 };
 use assay_engine::{EngineOptions, ModelConfig};
-use assay_gateway::{Gateway, GatewayConfig, GatewayHandle, GatewayModel};
+use assay_gateway::{AuditConfig, Gateway, GatewayConfig, GatewayHandle, GatewayModel};
 use assay_net::AddressPolicy;
 use assay_store::{ManifestCache, ModelFile};
 use assay_types::{Amount, Prices, ProviderId};
 use clap::Args;
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,6 +66,9 @@ pub struct UpArgs {
     /// Instruction set of each provider: scalar, avx2, avx-vnni, avx512, neon, dotprod, i8mm; several values in turn [default: the best]
     #[arg(long, value_name = "ISA", value_delimiter = ',')]
     isa: Vec<assay_num::Isa>,
+    /// No auditor: nobody replays any answers
+    #[arg(long)]
+    no_audit: bool,
     #[command(flatten)]
     cache: load::CacheArgs,
     #[command(flatten)]
@@ -88,6 +93,7 @@ struct Running {
     chain_url: String,
     network: Network,
     providers: Vec<(Ready, Supervised)>,
+    auditor: Option<Supervised>,
     gateway: GatewayHandle,
     key: String,
     model: String,
@@ -141,10 +147,12 @@ async fn start(args: &UpArgs, progress: &Say) -> anyhow::Result<Running> {
         providers.push((ready, provider));
     }
     let name = model.name.clone();
-    let gateway = start_gateway(&state, &chain, &network, gateway_key, model, gateway_listen).await?;
+    let audit = audit_config(args, &state, &path, &model, &share)?;
+    let gateway = start_gateway(&state, &chain, &network, gateway_key, model, gateway_listen, audit).await?;
     let key = api_key(&state, &gateway).await?;
     wait_for_channels(&gateway, &providers).await?;
-    Ok(Running { state, chain, chain_url, network, providers, gateway, key, model: name })
+    let auditor = start_auditor(args, &state, &path, &gateway, chain.chain_id()).await?;
+    Ok(Running { state, chain, chain_url, network, providers, auditor, gateway, key, model: name })
 }
 
 /// Binds a port, or says in one line why not.
@@ -274,7 +282,51 @@ async fn start_provider(
     };
     let path = dir.join("config.json");
     state::write_json(&path, &config)?;
-    Ok(Supervised::start(name, path))
+    Ok(Supervised::start(name, vec!["provide".into(), "--config".into(), path.into()]))
+}
+
+/// Who audits the providers: one auditor on this machine, and an engine in this process that is asked before anybody is
+/// blamed.
+fn audit_config(
+    args: &UpArgs,
+    state: &State,
+    path: &Path,
+    model: &GatewayModel,
+    share: &Share,
+) -> anyhow::Result<AuditConfig> {
+    if args.no_audit {
+        return Ok(AuditConfig::default());
+    }
+    let key = state::load_or_create_key(&state.dir("auditor")?.join("auditor.key"))?;
+    let cache = args.cache.absolute().context("--cache-dir")?;
+    let convictions = state.file("convictions");
+    let referee = EngineReferee::new(path, model.model_id, cache, share.load.context_max, convictions);
+    Ok(AuditConfig { auditors: vec![key.address()], referee: Some(Arc::new(referee)), ..AuditConfig::default() })
+}
+
+async fn start_auditor(
+    args: &UpArgs,
+    state: &State,
+    path: &Path,
+    gateway: &GatewayHandle,
+    chain_id: u64,
+) -> anyhow::Result<Option<Supervised>> {
+    if args.no_audit {
+        return Ok(None);
+    }
+    let mut command: Vec<OsString> = ["audit", "--child", "--threads", "1"].map(OsString::from).into();
+    command.extend(["--gateway".into(), format!("http://{}", gateway.address()).into()]);
+    command.extend(["--model".into(), path.into(), "--dir".into(), state.dir("auditor")?.into()]);
+    command.extend(["--chain-id".into(), chain_id.to_string().into()]);
+    if let Some(dir) = args.cache.absolute().context("--cache-dir")?.cache_dir {
+        command.extend(["--cache-dir".into(), dir.into()]);
+    }
+    if args.cache.no_cache {
+        command.push("--no-cache".into());
+    }
+    let mut auditor = Supervised::start("auditor".into(), command);
+    auditor.ready().await?;
+    Ok(Some(auditor))
 }
 
 async fn start_gateway(
@@ -284,6 +336,7 @@ async fn start_gateway(
     signer: PrivateKeySigner,
     model: GatewayModel,
     listen: SocketAddr,
+    audit: AuditConfig,
 ) -> anyhow::Result<GatewayHandle> {
     let client = ChainClient::connect(chain, signer.clone(), ClientOptions::default()).await?;
     let database = state::gateway_database(&state.dir("gateway")?);
@@ -304,6 +357,7 @@ async fn start_gateway(
         withdraw_delay: WITHDRAW_DELAY_S,
         // Everything here is on this machine.
         addresses: AddressPolicy::Any,
+        audit,
         limits: assay_gateway::GatewayLimits::default(),
         timeouts: assay_gateway::Timeouts::default(),
     };
@@ -369,7 +423,12 @@ impl Running {
     }
 
     async fn stop(self, json: bool) -> anyhow::Result<()> {
-        let Self { state, chain, network, providers, gateway, .. } = self;
+        let Self { state, chain, network, providers, auditor, gateway, .. } = self;
+        if let Some(auditor) = auditor
+            && let Err(error) = auditor.stop().await
+        {
+            tracing::error!(error = format!("{error:#}"), "the auditor did not stop cleanly");
+        }
         if let Err(error) = gateway.shutdown().await {
             tracing::error!(%error, "the gateway did not stop cleanly");
         }

@@ -52,6 +52,7 @@ fn plain_request_has_the_documented_defaults() {
             only: vec![],
             ignore: vec![],
             wishes: Wishes::default(),
+            verify: Verify::Exact,
             warnings: vec![],
         }
     );

@@ -4,9 +4,11 @@
 //! waiting in one transaction, so a hundred answers that end together cost one disk flush; a write is acknowledged
 //! after its commit. Reads use their own connections and never wait for the writer.
 
+mod audits;
 mod rows;
 mod writer;
 
+pub use audits::{AuditRow, DeedRow, DrawRow};
 pub use rows::{ChannelRow, KeyRow, NewKey, NewReceipt, PartRow, StoredReceipt, UsageRow};
 
 use crate::account::KeyLimits;
@@ -153,6 +155,10 @@ impl Store {
             .await
             .map_err(|e| if is_damage(&e) { unusable(path, &e.to_string()) } else { open_error(e) })?;
         let prepared = prepare(&first, path).await;
+        let prepared = match prepared {
+            Ok(()) => sqlx::raw_sql(audits::SCHEMA).execute(&first).await.map(drop).map_err(open_error),
+            refused => refused,
+        };
         first.close().await;
         prepared?;
         let options = plain.journal_mode(SqliteJournalMode::Wal);

@@ -1,8 +1,9 @@
 //! The one task that writes: everything that waits goes into one transaction.
 
-use super::{ChannelRow, NewKey, NewReceipt, StoreError, model_key};
+use super::audits::DEEDS_KEPT_S;
+use super::{AuditRow, ChannelRow, DeedRow, NewKey, NewReceipt, StoreError, model_key};
 use crate::account::KeyLimits;
-use assay_types::{Amount, ChannelId, Manifest};
+use assay_types::{Address, Amount, ChannelId, Manifest};
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe, Connection};
 use std::collections::BTreeMap;
@@ -39,6 +40,18 @@ pub(super) enum WriteKind {
     },
     PutReceipt {
         receipt: Box<NewReceipt>,
+    },
+    PutAudit {
+        row: AuditRow,
+    },
+    EndAudit {
+        row: AuditRow,
+        record: String,
+        auditor: Address,
+        account: String,
+    },
+    PutDeed {
+        row: DeedRow,
     },
     /// Nothing more is written after the group that this is in.
     Close,
@@ -142,6 +155,23 @@ impl<'a> Batch<'a> {
                 *spent = (*spent).max(receipt.spent);
                 Ok(())
             }
+            WriteKind::PutAudit { row } => self.audit(row, None),
+            WriteKind::EndAudit { row, record, auditor, account } => {
+                self.audit(row, Some(record))?;
+                self.sql += "INSERT OR REPLACE INTO auditors (auditor, account) VALUES (?, ?);";
+                self.bind(auditor.to_vec())?;
+                self.bind(account.clone())
+            }
+            WriteKind::PutDeed { row } => {
+                let at = row.noted.event.at;
+                self.sql += "DELETE FROM deeds WHERE at < ? AND deed NOT LIKE '%onvicted%';";
+                self.bind(at.saturating_sub(DEEDS_KEPT_S).cast_signed())?;
+                self.sql += "INSERT INTO deeds (at, provider, deed, receipt_id) VALUES (?, ?, ?, ?);";
+                self.bind(at.cast_signed())?;
+                self.bind(row.noted.provider.0.to_vec())?;
+                self.bind(row.text()?)?;
+                self.bind(row.noted.receipt.map(|receipt| receipt.0.to_vec()))
+            }
             WriteKind::Close => Ok(()),
         }
     }
@@ -151,6 +181,16 @@ impl<'a> Batch<'a> {
         self.bind(limits.tokens_per_minute.map(i64::from))?;
         self.bind(limits.budget.map(bytes))?;
         self.bind(limits.expires_at.map(u64::cast_signed))
+    }
+
+    fn audit(&mut self, row: &AuditRow, record: Option<&String>) -> Result<(), StoreError> {
+        self.sql += "INSERT OR REPLACE INTO audits (audit_id, receipt_id, created_at, draw, record) \
+                     VALUES (?, ?, ?, ?, ?);";
+        self.bind(row.audit_id.to_vec())?;
+        self.bind(row.receipt_id.0.to_vec())?;
+        self.bind(row.created_at.cast_signed())?;
+        self.bind(json(&row.draw, "draw")?)?;
+        self.bind(record.cloned())
     }
 
     fn raise(&mut self, row: &ChannelRow) {

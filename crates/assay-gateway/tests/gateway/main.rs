@@ -1,5 +1,6 @@
 //! The gateway over real sockets: HTTP in front, the real frames behind, scripted providers at the end.
 
+mod audits;
 mod chain;
 mod dialects;
 mod errors;

@@ -2,8 +2,8 @@
 
 use alloy_signer_local::PrivateKeySigner;
 use assay_gateway::{
-    Addresses, Gateway, GatewayConfig, GatewayHandle, GatewayLimits, GatewayModel, Ledger, LedgerError, Registered,
-    Timeouts, Totals,
+    Addresses, AuditConfig, Gateway, GatewayConfig, GatewayHandle, GatewayLimits, GatewayModel, Ledger, LedgerError,
+    Registered, Timeouts, Totals,
 };
 use assay_gguf::{Gguf, Tokenizer};
 use assay_net::AddressPolicy;
@@ -77,6 +77,7 @@ pub struct World {
     pub model: GatewayModel,
     pub tokenizer: Arc<Tokenizer>,
     change: fn(&mut GatewayConfig),
+    audit: AuditConfig,
 }
 
 /// What the scripted model says: `words` numbered words, then the end.
@@ -111,6 +112,14 @@ impl World {
     }
 
     pub async fn start_with(n: u8, text: &str, change: fn(&mut GatewayConfig)) -> Self {
+        Self::start_all(n, text, change, AuditConfig::default()).await
+    }
+
+    pub async fn start_audited(n: u8, text: &str, audit: AuditConfig) -> Self {
+        Self::start_all(n, text, |_| (), audit).await
+    }
+
+    async fn start_all(n: u8, text: &str, change: fn(&mut GatewayConfig), audit: AuditConfig) -> Self {
         let (model, tokenizer) = tiny_model();
         let mut output: Vec<TokenId> = tokenizer.encode(text, false, false);
         output.push(tokenizer.eos().unwrap());
@@ -134,16 +143,21 @@ impl World {
             providers.push(provider);
         }
         let dir = tempfile::tempdir().unwrap();
-        let gateway = Gateway::start_with(config(&model, dir.path(), change), Arc::clone(&ledger)).await.unwrap();
+        let gateway = Gateway::start_with(
+            GatewayConfig { audit: audit.clone(), ..config(&model, dir.path(), change) },
+            Arc::clone(&ledger),
+        )
+        .await
+        .unwrap();
         let key = gateway.keys().create("test").await.unwrap();
         assert!(gateway.ready(usize::from(n), PATIENCE).await, "providers are routable in time");
-        Self { providers, ledger, gateway, key, dir, model, tokenizer, change }
+        Self { providers, ledger, gateway, key, dir, model, tokenizer, change, audit }
     }
 
     /// Stops the gateway and starts it again on the same directory.
     pub async fn restart(self) -> (Self, Totals) {
         let totals = self.gateway.shutdown().await.unwrap();
-        let config = config(&self.model, self.dir.path(), self.change);
+        let config = GatewayConfig { audit: self.audit.clone(), ..config(&self.model, self.dir.path(), self.change) };
         let gateway = Gateway::start_with(config, Arc::clone(&self.ledger)).await.unwrap();
         assert!(gateway.ready(self.providers.len(), PATIENCE).await, "providers are routable in time");
         (Self { gateway, ..self }, totals)
@@ -271,6 +285,7 @@ pub fn config(model: &GatewayModel, dir: &Path, change: fn(&mut GatewayConfig)) 
         deposit: Amount(50_000_000),
         withdraw_delay: 86_400,
         addresses: AddressPolicy::Any,
+        audit: assay_gateway::AuditConfig::default(),
         limits: GatewayLimits::default(),
         timeouts: Timeouts {
             offers: Duration::from_millis(20),
