@@ -303,7 +303,8 @@ contract Trial is ITrial {
         Dispute storage d = _toConvict(id, stated);
         Spot memory spot = d.spot;
         uint256 value = judge.evaluate(_site(d), spot.low, spot.before, stated);
-        if (value == spot.afterwards && F32.isFinite(value)) revert NoFault();
+        // An overflow is as IEEE says; NaN is in no honest trace.
+        if (value == spot.afterwards && !F32.isNan(value)) revert NoFault();
         _convictIn(id, d);
     }
 

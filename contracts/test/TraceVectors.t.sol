@@ -88,7 +88,7 @@ contract TraceVectorsTest is Base {
         vm.assertEq(steps, r.steps, string.concat(what, ": steps"));
         uint256 value = judge.evaluate(r.site, r.step, r.before, r.stated);
         vm.assertEq(bytes32(value), bytes32(r.value), string.concat(what, ": value"));
-        vm.assertTrue(F32.isFinite(value), what);
+        vm.assertTrue(!F32.isNan(value), what);
         if (r.step + 1 == r.steps) vm.assertEq(value, r.number, what);
     }
 

@@ -412,6 +412,29 @@ contract TrialTest is DisputePlayers {
         trial.convictOperand(id, stated, 1, 0, opening, content);
     }
 
+    /// @dev To Convict with a number of one step that is claimed to be `value`, as the judge says, too.
+    function _claimed(uint256 value) private returns (bytes memory stated) {
+        _at(ITrial.Phase.PickNumber);
+        bytes memory none;
+        vm.mockCall(address(judge), bytes.concat(IJudge.claimOf.selector, none), abi.encode(value, uint256(1)));
+        vm.mockCall(address(judge), bytes.concat(IJudge.evaluate.selector, none), abi.encode(value));
+        return _stated(_at(ITrial.Phase.Convict), lie);
+    }
+
+    function test_revert_aRightOverflowIsNoFault() public {
+        bytes memory stated = _claimed(0x7f800000);
+        vm.expectRevert(ITrial.NoFault.selector);
+        vm.prank(challenger);
+        trial.convictStep(id, stated);
+    }
+
+    function test_whatIsNoNumberIsConvicted() public {
+        bytes memory stated = _claimed(0x7fc00000);
+        vm.prank(challenger);
+        trial.convictStep(id, stated);
+        _punish(id);
+    }
+
     function _expectWrongHash(bytes memory stated, uint256 i, uint256 part, ITrial.Opening memory opening) private {
         bytes memory call = abi.encodeCall(trial.convictOperand, (id, stated, i, part, opening, content));
         vm.prank(challenger);

@@ -15,6 +15,7 @@ interface Vm {
     function deployCode(string calldata artifact, bytes calldata constructorArgs) external returns (address);
     function getNonce(address account) external view returns (uint64);
     function computeCreateAddress(address deployer, uint256 nonce) external pure returns (address);
+    function mockCall(address callee, bytes calldata data, bytes calldata returnData) external;
     function assume(bool condition) external pure;
     function expectRevert(bytes4 selector) external;
     function expectRevert(bytes calldata data) external;

@@ -1,4 +1,5 @@
-//! A small model file whose metadata and tensors contradict each other: loading, and a step if it loads.
+//! A small model file whose metadata and tensors contradict each other: loading, and a step if it loads, which the trace of
+//! its graph has to equal.
 
 use crate::{
     input::Input,
@@ -6,7 +7,9 @@ use crate::{
 };
 use assay_engine::{KvPool, LoadOptions, Model, Runner, Slice};
 use assay_gguf::{GgmlType, Gguf, StrArray, Value, write::GgufWriter};
+use assay_graph::{Trace, TraceOptions, TracedModel, greedy};
 use std::cell::RefCell;
+use std::sync::Arc;
 
 const FAMILIES: &[&str] = &["llama", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3"];
 const WIDTH: u64 = 32;
@@ -18,6 +21,8 @@ const CONTEXT: usize = 8;
 const GROWTH_MAX: usize = 8;
 const SLACK: usize = 1 << 20;
 const EDITS_MAX: usize = 12;
+/// Longer rotation tables are not worth their time here.
+const TABLE_POSITIONS_MAX: u32 = 4096;
 
 /// Keys that an edit can set; `*` is the architecture.
 const KEYS: &[&str] = &[
@@ -133,6 +138,7 @@ pub fn run(data: &[u8]) {
     if fill % 4 != 0 {
         return;
     }
+    let trace = trace(&gguf, &bytes);
     let mut pool = KvPool::new(model.kv_shape(), CONTEXT);
     let Some(mut kv) = pool.reserve(2) else { return };
     pool.grow(&mut kv, 2);
@@ -140,10 +146,34 @@ pub fn run(data: &[u8]) {
         let tokens = &[0, 1][..model.context().min(2)];
         let fine = runner.step(&model, &mut [Slice { kv: &mut kv, tokens, logits_from: tokens.len() - 1 }]);
         if fine == [true] {
-            assert_eq!(runner.logits(&model, 0, 1).len(), model.config().vocab);
+            let logits = runner.logits(&model, 0, 1);
+            assert_eq!(logits.len(), model.config().vocab);
+            if tokens.len() == 2 && logits.iter().all(|logit| logit.is_finite()) {
+                trace.iter().for_each(|trace| is_as(trace, logits));
+            }
         }
     });
     pool.release(kv);
+}
+
+/// The trace of the same tokens, if the model has a graph.
+fn trace(gguf: &Gguf, bytes: &[u8]) -> Option<Trace> {
+    if gguf.context_length().ok()? > TABLE_POSITIONS_MAX {
+        return None;
+    }
+    let model = TracedModel::new(gguf, Arc::new(bytes.to_vec())).map_err(|error| printable(&error)).ok()?;
+    let options = TraceOptions { threads: 1, lie: None };
+    Trace::compute(Arc::new(model), vec![0, 1, 0], 2, options, &mut greedy, &mut |_, _| {}).ok()
+}
+
+/// Where the engine gives logits, nobody who signs for what follows from them can be convicted.
+fn is_as(trace: &Trace, logits: &[f32]) {
+    assert_eq!(trace.first_nan(), None);
+    let graph = trace.model().graph();
+    let op = graph.ops()[usize::from(graph.choose_op())].a;
+    let leaves = trace.leaves(1, op, 0, (logits.len() as u64).div_ceil(32)).expect("the last position has logits");
+    let words = leaves.as_chunks::<4>().0.iter().map(|word| u32::from_be_bytes(*word));
+    assert!(words.zip(logits).all(|(bits, logit)| bits == logit.to_bits()), "other logits than the engine's");
 }
 
 fn edit(input: &mut Input<'_>, family: &str, metadata: &mut Vec<(String, Value)>, tensors: &mut Vec<Tensor>) {

@@ -174,7 +174,7 @@ interface ITrial {
     /// @notice Provider: what the step reads.
     function revealOperands(bytes32 dispute, bytes calldata stated) external;
 
-    /// @notice Challenger: the stated operands give another result, or one that is not finite.
+    /// @notice Challenger: the stated operands give another result, or one that is not a number.
     function convictStep(bytes32 dispute, bytes calldata stated) external;
 
     /// @notice Challenger: operand `index` is not what is in the provider's own trace, the model or the request.

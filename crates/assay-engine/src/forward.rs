@@ -22,7 +22,7 @@
 //! the prompt was cut into steps, and however the work is split over threads. Rows meet only in attention, which
 //! reads keys by absolute position from memory that was rounded to f16 when it was written.
 //!
-//! A row in which a value that enters a matrix product, the KV memory or the sampler is not finite (for KV: not
+//! A row in which a value that enters a matrix product, the KV memory, the sampler or the end of the last layer is not finite (for KV: not
 //! finite in f16) marks its sequence as failed; the others are not touched.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -261,6 +261,8 @@ impl Runner {
         asked.clear();
         let wanted = slices.iter().flat_map(|slice| (0..slice.tokens.len()).map(|i| i >= slice.logits_from));
         for ((row, x), wanted) in rows.iter().zip(x.chunks_exact(width)).zip(wanted) {
+            // What the last layer gives is read by nobody if no logits are wanted, but a court would see it.
+            row.check(x);
             if wanted {
                 let start = asked.len();
                 asked.resize(start + width, 0.0);

@@ -184,8 +184,8 @@ fn is_computed(op: &Op, state: &State, inputs: &Inputs<'_>) -> bool {
 /// Hashes what operation `i` gave and drops what nobody reads any more.
 pub(crate) fn finished(plan: &Plan, state: &mut State, i: usize, keep: Keep) {
     let Some(values) = &state.values[i] else { return };
-    if state.non_finite.is_none() {
-        state.non_finite = values.non_finite().map(|(leaf, slot)| (i as u16, leaf, slot));
+    if state.first_nan.is_none() {
+        state.first_nan = values.first_nan().map(|(leaf, slot)| (i as u16, leaf, slot));
     }
     if keep == Keep::All {
         return;

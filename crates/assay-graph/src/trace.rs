@@ -145,7 +145,7 @@ pub struct Trace {
     roots: Vec<B256>,
     /// What the sampler chose after each position from the last of the input on.
     chosen: Vec<u32>,
-    non_finite: Option<Site>,
+    first_nan: Option<Site>,
     work: Mutex<Work>,
 }
 
@@ -196,7 +196,7 @@ impl Trace {
             plan,
             roots: Vec::with_capacity(positions),
             chosen: Vec::with_capacity(output),
-            non_finite: None,
+            first_nan: None,
             work: Mutex::new(work),
             model,
         };
@@ -233,8 +233,8 @@ impl Trace {
                     state.values[choose_op] = Some(self.choice(state.position));
                     finished(&self.plan, &mut state, choose_op, Keep::Hashes);
                 }
-                if let Some((op, leaf, slot)) = state.non_finite.filter(|_| self.non_finite.is_none()) {
-                    self.non_finite = Some(Site { position: state.position, op, leaf, slot });
+                if let Some((op, leaf, slot)) = state.first_nan.filter(|_| self.first_nan.is_none()) {
+                    self.first_nan = Some(Site { position: state.position, op, leaf, slot });
                 }
                 self.roots.push(tree::root(&state.roots));
             }
@@ -281,9 +281,9 @@ impl Trace {
         &self.chosen
     }
 
-    /// The first number that is not finite. An honest answer has none: whoever signed for one is convicted of it.
-    pub fn non_finite(&self) -> Option<Site> {
-        self.non_finite
+    /// The first number that is NaN. An honest answer has none: whoever signed for one is convicted of it.
+    pub fn first_nan(&self) -> Option<Site> {
+        self.first_nan
     }
 
     /// Leaves of a tree.

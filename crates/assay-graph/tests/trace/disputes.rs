@@ -208,13 +208,13 @@ fn what_cannot_be_traced_is_refused() {
     assert!(compute(2, 1).is_ok());
 }
 
-/// A token that the model does not have is read as numbers that are not finite, which convict whoever signed for it.
+/// A token that the model does not have is read as NaN, which convicts whoever signed for it.
 #[test]
 fn a_token_that_there_is_not_is_found() {
     let model = llama();
     let trace = trace(&model, &[1, 2, 300, 4], 2, None);
     let (embed, _) = op_of(&model, Kind::Embed, 0);
-    assert_eq!(trace.non_finite(), Some(Site { position: 2, op: embed, leaf: 0, slot: 0 }));
+    assert_eq!(trace.first_nan(), Some(Site { position: 2, op: embed, leaf: 0, slot: 0 }));
     assert_eq!(trace.chosen()[1], u32::MAX);
     assert_eq!(trace.chain(Site::of(2, embed, 0), 0, 1).unwrap()[1], 0x7fc0_0000);
 }

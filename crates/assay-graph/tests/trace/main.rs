@@ -3,6 +3,7 @@
 mod cases;
 mod disputes;
 mod engine;
+mod graphs;
 mod records;
 mod steps;
 mod vectors;
