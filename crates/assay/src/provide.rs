@@ -7,6 +7,7 @@ use crate::{load, say, start_logging, state};
 use anyhow::{Context, bail, ensure};
 use assay_chain::{ChainClient, ClientOptions, Network, NetworkAddresses};
 use assay_engine::EngineOptions;
+use assay_graph::Graph;
 use assay_provider::{ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel};
 use assay_store::{ManifestCache, ModelFile};
 use assay_types::{Amount, Prices};
@@ -86,6 +87,11 @@ async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
     let mut hashing = load::Progress::new("hashing the model");
     let manifest =
         ManifestCache::new(&config.manifests).manifest(&file, &mut |done, total| hashing.show(done, total))?;
+    if manifest.graph_hash.is_zero()
+        && let Err(reason) = Graph::compile(file.gguf(), file.bytes())
+    {
+        tracing::warn!("no court can judge what this model answers; clients have audits alone: {reason}");
+    }
     let options = EngineOptions { threads: config.threads, isa, ..EngineOptions::default() };
     let share = config.memory.share(file.gguf(), &options, 1).context("cannot serve this model")?;
     if let Some(statement) = share.statement() {
