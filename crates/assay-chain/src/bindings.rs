@@ -39,3 +39,24 @@ pub mod token {
         "../../contracts/artifacts/TestUSD.json"
     );
 }
+pub mod court {
+    alloy_sol_types::sol!(
+        #[derive(Debug, PartialEq, Eq)]
+        Court,
+        "../../contracts/artifacts/Court.json"
+    );
+}
+pub mod trial {
+    alloy_sol_types::sol!(
+        #[derive(Debug, PartialEq, Eq)]
+        Trial,
+        "../../contracts/artifacts/Trial.json"
+    );
+}
+pub mod judge {
+    alloy_sol_types::sol!(
+        #[derive(Debug, PartialEq, Eq)]
+        Judge,
+        "../../contracts/artifacts/Judge.json"
+    );
+}

@@ -6,7 +6,7 @@
 
 use crate::{
     chain::{Chain, ChannelOnChain},
-    store::{ChannelRow, ReceiptRow, Store, StoreError, Write},
+    store::{ChannelRow, ReceiptRow, Spoken, Store, StoreError, Write},
 };
 use assay_chain::{DigestSigner, PrivateKeySigner};
 use assay_net::{ChannelReport, Done, ReceiptReport, Refused, RefusedCode};
@@ -325,10 +325,10 @@ impl OpenStream {
         granted.map_err(|e| Refused::new(RefusedCode::NotCovered, e))
     }
 
-    /// Books a charge, signs its receipt and returns it when it is on the disk.
-    pub async fn receipt(&self, draft: &Draft) -> Result<Done, LedgerError> {
+    /// Books a charge, signs its receipt and returns it when it is on the disk with the tokens that it adds.
+    pub async fn receipt(&self, draft: &Draft, spoken: Spoken) -> Result<Done, LedgerError> {
         let ledger = &self.ledger;
-        let result = self.sign_and_store(draft).await;
+        let result = self.sign_and_store(draft, spoken).await;
         // A charge that the books refuse changed nothing; one that is not on the disk leaves a hole in the total.
         if matches!(result, Err(LedgerError::Store(_))) {
             ledger.is_broken.store(true, Ordering::Relaxed);
@@ -340,7 +340,7 @@ impl OpenStream {
         Ok(done)
     }
 
-    async fn sign_and_store(&self, draft: &Draft) -> Result<(Done, Amount), LedgerError> {
+    async fn sign_and_store(&self, draft: &Draft, spoken: Spoken) -> Result<(Done, Amount), LedgerError> {
         let ledger = &self.ledger;
         let permit = ledger.store.reserve().await?;
         let (done, committed) = oneshot::channel();
@@ -355,7 +355,7 @@ impl OpenStream {
             let voucher = voucher.ok_or(ReceiverError::NotOpen(self.request))?;
             let (config, claimed) = (*self.channel.terms.config(), book.claimed);
             let channel = ChannelRow { config, voucher, charged_total, claimed };
-            permit.send(Write::Receipt { row: Box::new((ReceiptRow { done: signed }, channel)), done });
+            permit.send(Write::Receipt { row: Box::new((ReceiptRow { done: signed }, channel, spoken)), done });
             (signed, charged_total.saturating_sub(claimed))
         };
         committed.await.map_err(|_| StoreError::Closed)??;

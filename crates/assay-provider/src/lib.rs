@@ -23,4 +23,4 @@ mod stream;
 pub use chain::{Answer, Chain, ChannelOnChain, Registered};
 pub use config::{ClaimPolicy, Limits, ProviderConfig, ServedModel};
 pub use provider::{Farewell, Provider, ProviderStats, StartError};
-pub use store::StoreError;
+pub use store::{StoreError, Transcript};

@@ -12,12 +12,12 @@ use crate::{
     ledger::{ChannelPolicy, Ledger, LedgerKeys},
     offer::OfferBoard,
     serve::{Served, Service},
-    store::{Identity, Store, StoreError},
+    store::{Identity, Store, StoreError, Transcript},
 };
 use assay_chain::ChainError;
 use assay_engine::Engine;
 use assay_net::{Endpoint, Listener, NetError};
-use assay_types::{Amount, ModelOffer, Offer, ProviderId, receipt_domain, settlement_domain};
+use assay_types::{Amount, ModelOffer, Offer, ProviderId, RequestHash, receipt_domain, settlement_domain};
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
@@ -187,6 +187,14 @@ impl Provider {
     pub async fn stats(&self) -> Result<ProviderStats, StoreError> {
         let (receipts, charged_total) = self.service.ledger.store.sums().await?;
         Ok(ProviderStats { receipts, charged_total })
+    }
+
+    /// The tokens of a request that it answered; `None` if it did not, or before a release that kept them.
+    ///
+    /// # Errors
+    /// The database can not be read.
+    pub async fn transcript(&self, request: RequestHash) -> Result<Option<Transcript>, StoreError> {
+        self.service.ledger.store.transcript(request).await
     }
 
     /// Whether it can not store receipts any more, and so serves nothing: it has to be restarted.

@@ -7,6 +7,7 @@ use crate::{
     config::Limits,
     ledger::{Draft, Ledger, LedgerError, OpenStream, unix_now},
     offer::OfferBoard,
+    store::Spoken,
     stream::{Bill, ServedStream, Step},
 };
 use assay_engine::{Engine, EngineEvent, JobFailure, JobHandle, Payer, SinkState, SubmitError};
@@ -411,7 +412,11 @@ impl Running<'_> {
             charged: self.terms.charge_up(output_tokens as u64),
             finish,
         };
-        self.money.receipt(&draft).await.map_err(|error: LedgerError| {
+        let first = self.last.map_or(0, |last| last.receipt.receipt.output_tokens as usize);
+        let input = if self.last.is_some() { vec![] } else { [&self.job.prompt[..], &self.job.prefix].concat() };
+        let output = self.stream.output()[first.min(output_tokens)..output_tokens].to_vec();
+        let spoken = Spoken { input, first: first as u32, output };
+        self.money.receipt(&draft, spoken).await.map_err(|error: LedgerError| {
             tracing::error!(%error, at = unix_now(), "there is no receipt for what was served");
             Cut::Failed("the receipt could not be stored".into())
         })

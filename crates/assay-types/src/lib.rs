@@ -35,7 +35,7 @@ pub use manifest::{CANONICAL_PROFILE, Manifest};
 pub use offer::{ModelOffer, Offer, SignedOffer};
 pub use receipt::{Receipt, SignedReceipt, receipt_domain};
 pub use receipt_file::{RECEIPT_FILE_VERSION, ReceiptFile, ReceiptPart};
-pub use response::{Finish, response_hash};
+pub use response::{Finish, response_bytes, response_hash};
 pub use signature::{Signature, SignatureError};
 pub use voucher::{ChannelConfig, SETTLEMENT_ADDRESS, SignedVoucher, Voucher, settlement_domain};
 

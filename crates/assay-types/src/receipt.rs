@@ -5,7 +5,7 @@ use crate::{
     domain::type_hash,
 };
 use alloy_primitives::{Address, B256};
-use alloy_sol_types::{eip712_domain, sol};
+use alloy_sol_types::{SolStruct, eip712_domain, sol};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
@@ -69,7 +69,17 @@ impl Receipt {
     /// What the provider signs.
     #[must_use]
     pub fn digest(&self, domain: &SigningDomain) -> B256 {
-        let typed = typed::Receipt {
+        domain.digest(&RECEIPT_TYPE, &self.typed())
+    }
+
+    /// The receipt as a typed struct, in no domain: by this hash a court's case names it.
+    #[must_use]
+    pub fn struct_hash(&self) -> B256 {
+        self.typed().eip712_hash_struct()
+    }
+
+    fn typed(&self) -> typed::Receipt {
+        typed::Receipt {
             channelId: self.channel_id.0,
             requestHash: self.request_hash.0,
             responseHash: self.response_hash.0,
@@ -79,8 +89,7 @@ impl Receipt {
             charged: self.charged.0,
             chargedTotal: self.charged_total.0,
             issuedAt: self.issued_at,
-        };
-        domain.digest(&RECEIPT_TYPE, &typed)
+        }
     }
 }
 

@@ -31,16 +31,22 @@ impl Finish {
     }
 }
 
-/// keccak256 of the tag `assay/response/1`, the tokens (count, then ids, `u32` big-endian) and the finish code.
+/// The tag `assay/response/1`, the tokens (count, then ids, `u32` big-endian) and the finish code.
 ///
 /// `output` is what this provider produced, without the job's prefix.
 #[must_use]
-pub fn response_hash(output: &[TokenId], finish: Finish) -> ResponseHash {
+pub fn response_bytes(output: &[TokenId], finish: Finish) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(21 + 4 * output.len());
     bytes.extend_from_slice(b"assay/response/1");
     put_tokens(&mut bytes, output);
     bytes.push(finish.code());
-    ResponseHash(keccak256(bytes))
+    bytes
+}
+
+/// keccak256 of [`response_bytes`].
+#[must_use]
+pub fn response_hash(output: &[TokenId], finish: Finish) -> ResponseHash {
+    ResponseHash(keccak256(response_bytes(output, finish)))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod audit;
 mod bench;
+mod chain;
 mod children;
 mod control;
 mod doctor;
@@ -70,6 +71,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// One provider, from a configuration file
     Provide(provide::ProvideArgs),
+    /// The contracts of a network on any EVM chain: deploy them, look at them
+    Chain(chain::ChainArgs),
 }
 
 fn main() -> ExitCode {
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Logs(args) => ps::logs(&args),
         Command::Audit(args) => audit::run(args),
         Command::Provide(args) => provide::run(&args),
+        Command::Chain(args) => chain::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -97,12 +97,22 @@ pub fn load_or_create_key(path: &Path) -> anyhow::Result<PrivateKeySigner> {
         PrivateKeySigner::from_slice(&bytes).context("the random bytes are no key; try again")?;
         write_secret(path, &hex::encode(bytes))?;
     }
+    read_key(path)
+}
+
+/// Reads the key in `path`.
+pub fn read_key(path: &Path) -> anyhow::Result<PrivateKeySigner> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     match text.trim().parse() {
         Ok(key) => Ok(key),
         // The parser's own error may quote the key.
         Err(_) => bail!("{} holds no secp256k1 key in hex; restore it from a backup", path.display()),
     }
+}
+
+/// A key for clients that only read: everybody's, and it signs nothing.
+pub fn nobody() -> anyhow::Result<PrivateKeySigner> {
+    PrivateKeySigner::from_slice(&[1; 32]).context("a constant key")
 }
 
 /// Writes a new file that only its owner may read.

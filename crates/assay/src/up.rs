@@ -208,7 +208,7 @@ async fn contracts(state: &State, chain: &EmbeddedChain, deployer: &PrivateKeySi
     }
     let client = ChainClient::connect(chain, deployer.clone(), ClientOptions::default()).await?;
     let known = saved.map(|f| f.addresses);
-    let network = deploy_local(&client, &DeployParams::local(deployer.address()), known)
+    let network = deploy_local(&client, &DeployParams::local_court(deployer.address()), known)
         .await
         .with_context(|| format!("{} does not fit the chain beside it", path.display()))?;
     if known.is_none() {

@@ -1,9 +1,9 @@
 //! `assay verify`: is this receipt genuine, and is the answer the one that the model gives?
 
-use crate::{load, one_line, say, start_logging, tell};
+use crate::{load, one_line, say, start_logging, state, tell};
 use anyhow::{Context, bail};
 use assay_chain::client::Registry;
-use assay_chain::{ChainClient, ClientOptions, PrivateKeySigner};
+use assay_chain::{ChainClient, ClientOptions};
 use assay_engine::{LoadOptions, Runner, score};
 use assay_types::{Address, Amount, ProviderId, ReceiptFile};
 use assay_verify::replay::{Unchecked, Verdict, replay};
@@ -144,9 +144,7 @@ fn check_stake(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) -
 /// Whether the provider is registered with enough stake, and how much it has; `None` if there is no registry.
 async fn read_stake(url: &str, file: &ReceiptFile, provider: ProviderId) -> anyhow::Result<Option<(bool, Amount)>> {
     let options = ClientOptions { chain_id: Some(file.chain_id), attempts: 2, ..ClientOptions::default() };
-    // Reading needs no key; a client has one. This one is everybody's and signs nothing here.
-    let nobody = PrivateKeySigner::from_slice(&[1; 32]).context("a constant key")?;
-    let client = ChainClient::connect(url, nobody, options).await?;
+    let client = ChainClient::connect(url, state::nobody()?, options).await?;
     if !client.has_code(file.registry).await? {
         return Ok(None);
     }

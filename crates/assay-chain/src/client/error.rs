@@ -1,9 +1,9 @@
 //! What can go wrong between a caller and a contract, with reverts by name.
 
 use crate::bindings::{
-    collector::Erc3009Collector::Erc3009CollectorErrors, models::ModelRegistry::ModelRegistryErrors,
-    registry::ProviderRegistry::ProviderRegistryErrors, settlement::BatchSettlement::BatchSettlementErrors,
-    token::TestUSD::TestUSDErrors,
+    collector::Erc3009Collector::Erc3009CollectorErrors, court::Court::CourtErrors, judge::Judge::JudgeErrors,
+    models::ModelRegistry::ModelRegistryErrors, registry::ProviderRegistry::ProviderRegistryErrors,
+    settlement::BatchSettlement::BatchSettlementErrors, token::TestUSD::TestUSDErrors, trial::Trial::TrialErrors,
 };
 use alloy_primitives::{Address, B256, Bytes};
 use alloy_sol_types::{SolInterface, decode_revert_reason};
@@ -133,6 +133,9 @@ impl Revert {
                 .or_else(|| named::<ProviderRegistryErrors>(ProviderRegistryErrors::name_by_selector(selector), &data))
                 .or_else(|| named::<ModelRegistryErrors>(ModelRegistryErrors::name_by_selector(selector), &data))
                 .or_else(|| named::<Erc3009CollectorErrors>(Erc3009CollectorErrors::name_by_selector(selector), &data))
+                .or_else(|| named::<TrialErrors>(TrialErrors::name_by_selector(selector), &data))
+                .or_else(|| named::<CourtErrors>(CourtErrors::name_by_selector(selector), &data))
+                .or_else(|| named::<JudgeErrors>(JudgeErrors::name_by_selector(selector), &data))
         });
         let (name, text) = known.unwrap_or_else(|| match (selector, decode_revert_reason(&data)) {
             (Some([0x08, 0xc3, 0x79, 0xa0]), Some(reason)) => ("Error", reason),

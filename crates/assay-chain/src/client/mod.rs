@@ -3,18 +3,27 @@
 //! Transport failures are retried with growing pauses and a limit; a signed transaction is only ever sent again with
 //! the same bytes, or after the chain said that its nonce is gone, so nothing happens twice.
 
+mod court;
 mod deploy;
 mod error;
+mod follow;
 mod http;
 mod models;
+mod read;
 mod registry;
 mod sender;
 mod settlement;
 mod token;
 
-pub use deploy::{DeployParams, Network, NetworkAddresses, deploy_local};
+pub use alloy_rpc_types_eth::{Log, TransactionReceipt};
+pub use court::{Case, Challenge, ClaimChallenge, Court, CourtTerms, Dispute, Opening, Outcome, Phase, Shown, Spot};
+pub use deploy::{
+    CourtAddresses, CourtParams, DeployParams, Existing, Network, NetworkAddresses, Slasher, deploy, deploy_local,
+};
 pub use error::{ChainError, Revert};
+pub use follow::{ContractLogs, Cursor, Followed, Follower, LogSource, SeenBlock, finality_depth};
 pub use models::{ModelRecord, Models};
+pub use read::{BlockHead, ContractCall};
 pub use registry::{Listing, ProviderInfo, Registry, StakeDetails};
 pub use settlement::{ChannelState, ClaimReport, ClaimRow, DepositRequest, ReceiverState, Settlement, WithdrawalState};
 pub use token::{ReceiveAuthorization, Token};
@@ -23,7 +32,7 @@ use crate::embedded::EmbeddedChain;
 use alloy_json_rpc::{RpcRecv, RpcSend};
 use alloy_primitives::{Address, B256, Bytes, TxKind, U64, U256};
 use alloy_rpc_client::RpcClient;
-use alloy_rpc_types_eth::{Block, TransactionReceipt};
+use alloy_rpc_types_eth::Block;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolCall;
 use serde_json::{Value, json};

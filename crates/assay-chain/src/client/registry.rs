@@ -169,6 +169,31 @@ impl Registry {
         self.client.call(self.address, &call).await.map(Amount)
     }
 
+    /// The most that can be taken of a provider's stake now.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn slashable_of(&self, provider: ProviderId) -> Result<Amount, ChainError> {
+        let call = ProviderRegistry::slashableOfCall { operator: provider.0 };
+        self.client.call(self.address, &call).await.map(Amount)
+    }
+
+    /// Who can take stake.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn slasher(&self) -> Result<Address, ChainError> {
+        self.client.call(self.address, &ProviderRegistry::slasherCall {}).await
+    }
+
+    /// The most that can be taken within one unbonding delay, in basis points of a stake.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn max_slash_bps(&self) -> Result<u16, ChainError> {
+        self.client.call(self.address, &ProviderRegistry::maxSlashBpsCall {}).await
+    }
+
     /// All of a provider's stake.
     ///
     /// # Errors

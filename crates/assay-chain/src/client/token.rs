@@ -116,6 +116,14 @@ impl Token {
         self.client.send(self.address, &TestUSD::approveCall { spender, value: U256::from(value.0) }).await
     }
 
+    /// Of a whole coin.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn decimals(&self) -> Result<u8, ChainError> {
+        self.client.call(self.address, &TestUSD::decimalsCall {}).await
+    }
+
     /// Sends from the client's account.
     ///
     /// # Errors

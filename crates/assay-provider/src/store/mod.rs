@@ -5,9 +5,12 @@
 //! was signed, and a channel's total is the sum of its receipts at any moment of a crash.
 
 mod rows;
+mod transcripts;
 mod writer;
 
 pub(crate) use rows::{ChannelRow, ReceiptRow};
+pub(crate) use transcripts::Spoken;
+pub use transcripts::Transcript;
 pub(crate) use writer::Write;
 
 use assay_net::Done;
@@ -28,8 +31,8 @@ use tokio::{
 
 /// Marks the file as a provider's: "asPR".
 const APPLICATION_ID: i64 = 0x6173_5052;
-/// Version of [`SCHEMA`].
-const SCHEMA_VERSION: i64 = 1;
+/// Version of [`SCHEMA`] with [`transcripts::TABLES`]; version 1 had no transcripts.
+const SCHEMA_VERSION: i64 = 2;
 /// Writes that may wait for the writer.
 const QUEUE_MAX: usize = 1024;
 /// Files up to this size are checked page by page when they are opened.
@@ -244,7 +247,7 @@ async fn prepare(pool: &SqlitePool, path: &Path, identity: &Identity) -> Result<
         return Err(unusable(path, "another program's database"));
     }
     let version = number("PRAGMA user_version").await?;
-    if version != SCHEMA_VERSION {
+    if version != 1 && version != SCHEMA_VERSION {
         let reason = format!("schema version {version}; this release reads version {SCHEMA_VERSION}");
         return Err(unusable(path, &reason));
     }
@@ -260,6 +263,9 @@ async fn prepare(pool: &SqlitePool, path: &Path, identity: &Identity) -> Result<
         let reason = format!("it belongs to provider {} on chain {}", found.provider, found.chain_id);
         return Err(unusable(path, &reason));
     }
+    if version == 1 {
+        upgrade_1(pool).await?;
+    }
     Ok(())
 }
 
@@ -274,10 +280,19 @@ async fn check_version(pool: &SqlitePool) -> Result<(), StoreError> {
     Ok(())
 }
 
+async fn upgrade_1(pool: &SqlitePool) -> Result<(), StoreError> {
+    let mut transaction = pool.begin().await?;
+    let connection: &mut SqliteConnection = &mut transaction;
+    sqlx::raw_sql(transcripts::TABLES).execute(&mut *connection).await?;
+    sqlx::raw_sql("PRAGMA user_version = 2;").execute(connection).await?;
+    Ok(transaction.commit().await?)
+}
+
 async fn create(pool: &SqlitePool, identity: &Identity) -> Result<(), StoreError> {
     let mut transaction = pool.begin().await?;
     let connection: &mut SqliteConnection = &mut transaction;
     sqlx::raw_sql(SCHEMA).execute(&mut *connection).await?;
+    sqlx::raw_sql(transcripts::TABLES).execute(&mut *connection).await?;
     rows::write_identity(connection, identity).await?;
     // Pragmas take no parameters; both are constants of this file.
     let marks = format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};");

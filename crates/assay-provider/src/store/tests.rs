@@ -43,8 +43,38 @@ fn receipt(channel: &ChannelRow, request: u8, output_tokens: u64, finish: Finish
 
 async fn put(store: &Store, channel: ChannelRow, receipt: ReceiptRow) -> Result<(), StoreError> {
     let (done, committed) = oneshot::channel();
-    store.reserve().await?.send(Write::Receipt { row: Box::new((receipt, channel)), done });
+    store.reserve().await?.send(Write::Receipt { row: Box::new((receipt, channel, Spoken::default())), done });
     committed.await.map_err(|_| StoreError::Closed)?
+}
+
+#[tokio::test]
+async fn tokens_are_kept_as_receipts_add_them_also_in_a_database_of_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, writer) = open(&directory).await;
+    let row = channel(1, 100, 10);
+    let hash = RequestHash(B256::repeat_byte(11));
+    put(&store, row, receipt(&row, 12, 1, Finish::Stop)).await.unwrap();
+    drop(store);
+    writer.await.unwrap();
+    // As version 1 left it.
+    let file = SqliteConnectOptions::new().filename(directory.path().join("provider.sqlite"));
+    let pool = connect(file, 1).await.unwrap();
+    sqlx::raw_sql("DROP TABLE inputs; DROP TABLE outputs; PRAGMA user_version = 1;").execute(&pool).await.unwrap();
+    pool.close().await;
+
+    let (store, _writer) = open(&directory).await;
+    let add = async |count: u64, finish, spoken: Spoken| {
+        let (done, committed) = oneshot::channel();
+        let rows = (receipt(&row, 11, count, finish), row, spoken);
+        store.reserve().await.unwrap().send(Write::Receipt { row: Box::new(rows), done });
+        committed.await.unwrap().unwrap();
+    };
+    add(2, Finish::Open, Spoken { input: vec![7, u32::MAX], first: 0, output: vec![1, 2] }).await;
+    add(3, Finish::Stop, Spoken { input: vec![], first: 2, output: vec![3] }).await;
+    let expect = Transcript { input: vec![7, u32::MAX], output: vec![1, 2, 3] };
+    assert_eq!(store.transcript(hash).await.unwrap(), Some(expect));
+    assert_eq!(store.transcript(RequestHash(B256::repeat_byte(12))).await.unwrap(), None, "of before");
+    assert!(store.receipt(RequestHash(B256::repeat_byte(12))).await.unwrap().is_some());
 }
 
 async fn open(directory: &tempfile::TempDir) -> (Store, JoinHandle<()>) {
@@ -170,8 +200,8 @@ async fn a_file_that_is_not_this_providers_is_named_and_not_changed() {
     check(&genuine, &Identity { provider: ProviderId::default(), ..IDENTITY }, "belongs to provider").await;
     let mut newer = genuine.clone();
     // The schema version is the 32-bit number at offset 60 of the header.
-    newer[60..64].copy_from_slice(&2u32.to_be_bytes());
-    check(&newer, &IDENTITY, "schema version 2").await;
+    newer[60..64].copy_from_slice(&3u32.to_be_bytes());
+    check(&newer, &IDENTITY, "schema version 3").await;
 
     std::fs::write(&path, &genuine).unwrap();
     assert_eq!(open(&directory).await.0.channels().await.unwrap(), [row]);

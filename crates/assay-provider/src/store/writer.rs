@@ -1,6 +1,6 @@
 //! The one task that writes.
 
-use super::{ChannelRow, ReceiptRow, StoreError};
+use super::{ChannelRow, ReceiptRow, Spoken, StoreError};
 use assay_types::{Amount, ChannelId};
 use sqlx::{SqliteConnection, sqlite::SqlitePool};
 use tokio::sync::{mpsc, oneshot};
@@ -11,8 +11,8 @@ const GROUP_MAX: usize = 256;
 /// A write and who waits for it.
 #[derive(Debug)]
 pub(crate) enum Write {
-    /// A receipt and its channel after it.
-    Receipt { row: Box<(ReceiptRow, ChannelRow)>, done: oneshot::Sender<Result<(), StoreError>> },
+    /// A receipt, its channel after it and the tokens that it adds.
+    Receipt { row: Box<(ReceiptRow, ChannelRow, Spoken)>, done: oneshot::Sender<Result<(), StoreError>> },
     /// What is claimed on chain.
     Claimed { channel_id: ChannelId, claimed: Amount, done: oneshot::Sender<Result<(), StoreError>> },
 }
@@ -56,9 +56,11 @@ async fn commit(pool: &SqlitePool, group: &[Write]) -> Result<(), StoreError> {
 async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<(), StoreError> {
     match write {
         Write::Receipt { row, .. } => {
-            let (receipt, channel) = &**row;
+            let (receipt, channel, spoken) = &**row;
+            let request = receipt.done.receipt.receipt.request_hash;
             receipt.write(connection).await?;
-            channel.write(connection, receipt.done.receipt.receipt.request_hash).await
+            spoken.write(connection, request).await?;
+            channel.write(connection, request).await
         }
         Write::Claimed { channel_id, claimed, .. } => {
             sqlx::query("UPDATE channels SET claimed = max(claimed, ?) WHERE channel_id = ?")

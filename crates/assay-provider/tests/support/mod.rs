@@ -53,6 +53,7 @@ pub fn addresses() -> NetworkAddresses {
         model_registry: Address::repeat_byte(0x72),
         settlement: SETTLEMENT_ADDRESS,
         collector: Address::repeat_byte(0x73),
+        court: None,
     }
 }
 

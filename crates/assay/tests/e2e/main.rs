@@ -1,6 +1,7 @@
 //! End to end: the binary as a user runs it.
 
 mod cli;
+mod court;
 mod keys;
 mod machine;
 mod network;
