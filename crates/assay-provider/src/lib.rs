@@ -13,6 +13,7 @@
 mod chain;
 mod claims;
 mod config;
+mod defence;
 mod ledger;
 mod offer;
 mod provider;
@@ -22,5 +23,6 @@ mod stream;
 
 pub use chain::{Answer, Chain, ChannelOnChain, Registered};
 pub use config::{ClaimPolicy, Limits, ProviderConfig, ServedModel};
+pub use defence::{DefenceOptions, Tracer};
 pub use provider::{Farewell, Provider, ProviderStats, StartError};
 pub use store::{StoreError, Transcript};

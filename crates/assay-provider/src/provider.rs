@@ -9,6 +9,7 @@ use crate::{
     chain::{Chain, enroll},
     claims::{self, ClaimTimes},
     config::{ProviderConfig, ServedModel},
+    defence::{Defence, DefenceOptions},
     ledger::{ChannelPolicy, Ledger, LedgerKeys},
     offer::OfferBoard,
     serve::{Served, Service},
@@ -92,6 +93,7 @@ struct Tasks {
     accepting: JoinHandle<()>,
     claiming: JoinHandle<()>,
     writing: JoinHandle<()>,
+    defending: Option<JoinHandle<()>>,
     stop_claiming: CancellationToken,
 }
 
@@ -100,6 +102,9 @@ impl Drop for Tasks {
         self.accepting.abort();
         self.claiming.abort();
         self.writing.abort();
+        if let Some(defending) = &self.defending {
+            defending.abort();
+        }
     }
 }
 
@@ -156,6 +161,7 @@ impl Provider {
             accepting: tokio::spawn(accept(Arc::clone(&service), listener)),
             claiming: tokio::spawn(claims::run(Arc::clone(&service.ledger), times, stop_claiming.clone())),
             writing,
+            defending: None,
             stop_claiming,
         };
         tracing::info!(provider = %identity.provider, %endpoint, "serving");
@@ -203,6 +209,16 @@ impl Provider {
         self.service.ledger.is_broken()
     }
 
+    /// Answers challenges of this provider from now on, those of before included, until the provider ends.
+    pub fn defend(&mut self, options: DefenceOptions) {
+        let ledger = &self.service.ledger;
+        let defence = Defence::new(options, ledger.provider, ledger.store.clone());
+        let stop = self.tasks.stop_claiming.clone();
+        if let Some(before) = self.tasks.defending.replace(tokio::spawn(defence.run(stop))) {
+            before.abort();
+        }
+    }
+
     /// Claims everything now; returns what was transferred.
     ///
     /// # Errors
@@ -223,6 +239,12 @@ impl Provider {
             }
         }
         tasks.stop_claiming.cancel();
+        if let Some(mut defending) = tasks.defending.take()
+            && timeout(shutdown_timeout, &mut defending).await.is_err()
+        {
+            // A move that takes longer is made at the next start.
+            defending.abort();
+        }
         if timeout(shutdown_timeout, &mut tasks.claiming).await.is_err() {
             tracing::warn!("a claim takes too long; it is left to the next start");
             tasks.claiming.abort();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use assay_engine::{LoadError, LoadOptions, Model};
 use assay_gguf::Gguf;
+use assay_graph::TracedModel;
 use assay_num::{Isa, Kernels, PackedStore};
 use assay_store::{ModelFile, WeightCache, WeightsEvent, WeightsOptions, dir_beside, manifest, manifest_of};
 use assay_types::Manifest;
@@ -39,6 +40,11 @@ impl CacheArgs {
             Some(dir) => vec![dir.clone()],
             None => [Some(dir_beside(model)), models::cache_dir()].into_iter().flatten().collect(),
         }
+    }
+
+    /// None at all.
+    pub fn none() -> Self {
+        Self { cache_dir: None, no_cache: true }
     }
 
     /// With a folder that other processes find, whatever folder they are in.
@@ -153,6 +159,19 @@ impl Opened {
             Source::Shipped(gguf, bytes) => manifest_of(gguf, bytes, &mut show),
         };
         manifest.with_context(|| format!("cannot hash {}", self.name))
+    }
+
+    /// The model as a dispute sees it.
+    ///
+    /// # Errors
+    /// It has no graph, or its file is gone.
+    pub fn traced(&self) -> anyhow::Result<TracedModel> {
+        let bytes: Arc<dyn AsRef<[u8]> + Send + Sync> = match &self.source {
+            // Mapped once more: the model outlives what was opened here.
+            Source::File(file) => Arc::new(ModelFile::open(file.path())?),
+            Source::Shipped(_, bytes) => Arc::new(*bytes),
+        };
+        TracedModel::new(self.gguf(), bytes).with_context(|| format!("{} cannot be taken to court", self.name))
     }
 
     /// Prepares the weights, or finds them prepared.

@@ -6,6 +6,8 @@ mod bench;
 mod chain;
 mod children;
 mod control;
+mod demo;
+mod dispute;
 mod doctor;
 mod embed;
 mod import;
@@ -71,6 +73,10 @@ enum Command {
     Audit(audit::AuditArgs),
     /// One provider, from a configuration file
     Provide(provide::ProvideArgs),
+    /// A network of its own on this machine that shows what happens to a cheat
+    Demo(demo::DemoArgs),
+    /// Takes the provider of a wrong answer to court, and plays until it is judged
+    Dispute(dispute::DisputeArgs),
     /// The contracts of a network on any EVM chain: deploy them, look at them
     Chain(chain::ChainArgs),
 }
@@ -93,6 +99,8 @@ fn main() -> ExitCode {
         Command::Logs(args) => ps::logs(&args),
         Command::Audit(args) => audit::run(args),
         Command::Provide(args) => provide::run(&args),
+        Command::Demo(args) => demo::run(args),
+        Command::Dispute(args) => return dispute::run(&args),
         Command::Chain(args) => chain::run(args),
     };
     match result {

@@ -5,21 +5,26 @@ use crate::memory::MemoryArgs;
 use crate::stop::StopSignals;
 use crate::{load, say, start_logging, state};
 use anyhow::{Context, bail, ensure};
+use assay_chain::client::finality_depth;
 use assay_chain::{ChainClient, ClientOptions, Network, NetworkAddresses};
 use assay_engine::EngineOptions;
-use assay_graph::Graph;
-use assay_provider::{ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel};
+use assay_graph::{Graph, Trace, TraceOptions, TracedModel};
+use assay_provider::{ClaimPolicy, DefenceOptions, Limits, Provider, ProviderConfig, ServedModel, Tracer, Transcript};
 use assay_store::{ManifestCache, ModelFile};
-use assay_types::{Amount, Prices};
+use assay_types::{Amount, ModelId, Prices};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often a provider is asked whether it can still store receipts.
 const BROKEN_LOOK: Duration = Duration::from_secs(1);
+/// How often the chain is asked about challenges, without and with open ones: where blocks are final at once, and where
+/// a move has hours.
+const POLLS_FAST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(200));
+const POLLS_SLOW: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
 
 /// Arguments of `assay provide`.
 #[derive(Args)]
@@ -121,7 +126,12 @@ async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
         claims: ClaimPolicy::default(),
     };
     let network = Arc::new(Network::new(client, config.addresses)?);
-    let provider = Provider::start(options, network, vec![served]).await?;
+    let tracer = Arc::new(FileTracer::new(config.model, manifest.model_id(), config.threads));
+    let defence = defence(&network, config.dir.join("disputes.json"), tracer);
+    let mut provider = Provider::start(options, network, vec![served]).await?;
+    if let Some(defence) = defence {
+        provider.defend(defence);
+    }
     say(&json!({"ready": true, "id": provider.id(), "endpoint": provider.endpoint().to_string()}).to_string());
     let is_broken = tokio::select! {
         () = signals.wait_as_child() => false,
@@ -133,6 +143,63 @@ async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
     // Whoever started it starts it again, and with room on the disk it serves again.
     ensure!(!is_broken, "receipts could not be stored in {}", database.display());
     Ok(())
+}
+
+/// How challenges are answered, if the network has a court.
+fn defence(network: &Network, docket: PathBuf, tracer: Arc<FileTracer>) -> Option<DefenceOptions> {
+    let depth = finality_depth(network.client.chain_id());
+    let (idle_poll, busy_poll) = if depth == 0 { POLLS_FAST } else { POLLS_SLOW };
+    Some(DefenceOptions {
+        client: network.client.clone(),
+        court: network.court.clone()?,
+        since: network.addresses.court?.since,
+        depth,
+        docket,
+        idle_poll,
+        busy_poll,
+        tracer,
+    })
+}
+
+/// Traces of the model that is served, from its file, which is read when the first one is needed.
+struct FileTracer {
+    path: PathBuf,
+    id: ModelId,
+    threads: usize,
+    traced: Mutex<Option<Arc<TracedModel>>>,
+}
+
+impl FileTracer {
+    fn new(path: PathBuf, id: ModelId, threads: usize) -> Self {
+        Self { path, id, threads, traced: Mutex::new(None) }
+    }
+
+    fn model(&self) -> Result<Arc<TracedModel>, String> {
+        let mut traced = self.traced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(model) = &*traced {
+            return Ok(Arc::clone(model));
+        }
+        let file = Arc::new(ModelFile::open(&self.path).map_err(|error| error.to_string())?);
+        let gguf = file.gguf().clone();
+        let model = Arc::new(TracedModel::new(&gguf, file).map_err(|error| error.to_string())?);
+        *traced = Some(Arc::clone(&model));
+        Ok(model)
+    }
+}
+
+impl Tracer for FileTracer {
+    fn trace(&self, model: ModelId, transcript: &Transcript) -> Result<Trace, String> {
+        if model != self.id {
+            return Err(format!("model {model} is not the one that is served"));
+        }
+        let tokens = [&transcript.input[..], &transcript.output].concat();
+        let input = u32::try_from(transcript.input.len()).map_err(|error| error.to_string())?;
+        let options = TraceOptions { threads: self.threads, lie: None };
+        // What was chosen is what was signed for.
+        let mut choose = |index: usize, _: &[f32]| transcript.output.get(index).copied();
+        Trace::compute(self.model()?, tokens, input, options, &mut choose, &mut |_, _| ())
+            .map_err(|error| error.to_string())
+    }
 }
 
 /// Returns when the provider cannot store receipts any more.

@@ -329,7 +329,11 @@ async fn start_auditor(
     Ok(Some(auditor))
 }
 
-async fn start_gateway(
+/// A gateway on a network's chain.
+///
+/// # Errors
+/// Its database is missing though there was one, or it does not start.
+pub async fn start_gateway(
     state: &State,
     chain: &EmbeddedChain,
     network: &Network,

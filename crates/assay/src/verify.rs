@@ -96,7 +96,8 @@ fn check(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Valid(lines))
 }
 
-fn read(path: &Path) -> anyhow::Result<ReceiptFile> {
+/// Reads a receipt file.
+pub fn read(path: &Path) -> anyhow::Result<ReceiptFile> {
     let shown = || format!("cannot read {}", path.display());
     let size = std::fs::metadata(path).with_context(shown)?.len();
     if size > FILE_BYTES_MAX {

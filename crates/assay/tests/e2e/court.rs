@@ -1,8 +1,10 @@
 //! The court of a running network, and networks on a chain that others run.
 
-use crate::support::{Network, assay};
+use crate::support::{Network, assay, signal};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
 
 fn chain(args: &[&str]) -> (i32, String, String) {
     let output = assay().arg("chain").args(args).output().expect("assay runs");
@@ -57,4 +59,90 @@ fn a_network_has_a_court_that_can_slash_and_another_can_be_deployed_beside_it() 
     assert!(err.contains("--move-window is 1 to 12342"), "{err}");
     assert!(!third.exists(), "nothing was deployed");
     network.stop();
+}
+
+/// The lines of a command that says what it does in JSON, and its status. `on` may act on each line as it comes.
+fn narrated(args: &[&str], mut on: impl FnMut(&Value)) -> (i32, Vec<Value>) {
+    let mut child = assay().args(args).stdout(Stdio::piped()).spawn().expect("assay starts");
+    let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+    let mut lines = vec![];
+    for line in stdout.lines() {
+        let line = json(&line.expect("a line"));
+        on(&line);
+        lines.push(line);
+    }
+    (child.wait().expect("the child can be reaped").code().expect("a status"), lines)
+}
+
+fn says(lines: &[Value]) -> String {
+    lines.iter().map(|line| format!("{}\n", line["says"].as_str().unwrap_or_default())).collect()
+}
+
+#[test]
+fn a_right_answer_is_not_disputed_and_is_defended_by_a_provider_that_was_killed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let network = Network::start(dir.path(), &["--providers", "1"]);
+    let mut http = network.http();
+    let body = serde_json::json!({
+        "model": "assay-tiny", "temperature": 0, "max_tokens": 20,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    });
+    let mut reply = http.send("POST", "/v1/chat/completions", body.to_string().as_bytes());
+    assert_eq!(reply.status, 200);
+    let id = reply.header("x-assay-receipt").expect("a receipt id").to_owned();
+    reply.text();
+    let (_, receipt) = http.get(&format!("/v1/receipts/{id}"));
+    let path = dir.path().join("receipt.json");
+    std::fs::write(&path, receipt.to_string()).expect("the receipt is written");
+
+    // The gateway's key has test coins.
+    let key = dir.path().join("gateway.key");
+    let rpc = network.chain();
+    let model = ["--model", "assay-tiny", "--rpc", &rpc, "--key-file", shown(&key), "--json"];
+    let dispute = [&["dispute", shown(&path)], &model[..]].concat();
+    let (status, lines) = narrated(&dispute, |_| ());
+    assert_eq!((status, &lines.last().expect("an end")["result"]), (1, &Value::from("not disputed")), "{lines:?}");
+    assert!(says(&lines).contains("the answer is right: all"), "{lines:?}");
+
+    let provider = network.providers().remove(0);
+    let pid = network.pid(&provider);
+    let (status, lines) = narrated(&[&dispute[..], &["--force"]].concat(), |line| {
+        if line["says"].as_str().is_some_and(|says| says.starts_with("challenges")) {
+            signal("KILL", pid);
+        }
+    });
+    assert_eq!((status, &lines.last().expect("an end")["result"]), (1, &Value::from("lost")), "{lines:?}");
+    assert!(says(&lines).contains("finds nothing wrong"), "{lines:?}");
+    let (_, out, _) = chain(&["status", "--rpc", &rpc, "--network", shown(&dir.path().join("network.json")), "--json"]);
+    assert_eq!(json(&out)["providers"][0]["stake"], "500000000", "an honest provider keeps its stake");
+    network.stop();
+}
+
+#[test]
+fn a_provider_of_four_bits_for_eight_is_caught_judged_and_slashed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (status, lines) = narrated(&["demo", "cheat", "--json", "--dir", shown(&dir.path().join("demo"))], |_| ());
+    let text = says(&lines);
+    assert_eq!(status, 0, "{text}");
+    for part in [
+        "runs weights of four bits",
+        "signed a wrong answer",
+        "challenges",
+        "convicts: from these operands",
+        "gas of the challenger",
+        "the cheat's stake: 500000000 before, 400000000 now",
+        "pays the",
+        "the replay finds every token right",
+        "done in",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+    let transactions: Vec<&Value> = lines.iter().filter(|line| line["transaction"]["hash"].is_string()).collect();
+    assert!(transactions.len() >= 8, "each step has its transaction:\n{text}");
+    let (status, _, err) = {
+        let output = assay().args(["demo", "cheat", "--dir", shown(dir.path())]).output().expect("assay runs");
+        (output.status.code(), output.stdout, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(status, Some(1));
+    assert!(err.contains("is not empty") && err.contains("--dir"), "{err}");
 }
