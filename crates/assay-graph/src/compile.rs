@@ -149,9 +149,8 @@ impl Graph {
         let mut rotation = MerkleTree::default();
         let mut rotation_leaves = 0;
         for table in tables_of(tables) {
-            let bytes = table.hash_bytes();
-            bytes.chunks(LEAF_LEN).for_each(|leaf| rotation.push_leaf(leaf));
-            rotation_leaves += bytes.len().div_ceil(LEAF_LEN) as u32;
+            for_each_leaf(table, |leaf| rotation.push_leaf(leaf));
+            rotation_leaves += leaves_of(table) as u32;
         }
         let head = GraphHead {
             ops: ops.len() as u32,
@@ -196,6 +195,26 @@ pub(crate) fn tables_of(tables: &RopeTables) -> impl Iterator<Item = &RopeTable>
 /// Leaves of a table: two counts of 8 bytes, then cosines and sines.
 pub(crate) fn leaves_of(table: &RopeTable) -> usize {
     (16 + 4 * table.n_positions() * table.rope_dims()).div_ceil(LEAF_LEN)
+}
+
+/// Shows the leaves of a table in order: what [`RopeTable::hash_bytes`] gives, without a second table in memory.
+pub(crate) fn for_each_leaf(table: &RopeTable, mut visit: impl FnMut(&[u8])) {
+    let mut leaf = Vec::with_capacity(LEAF_LEN);
+    leaf.extend((table.n_positions() as u64).to_le_bytes());
+    leaf.extend((table.rope_dims() as u64).to_le_bytes());
+    let of = |position: usize| table.at(position);
+    let all = || 0..table.n_positions();
+    let numbers = all().flat_map(|position| of(position).0).chain(all().flat_map(|position| of(position).1));
+    for number in numbers {
+        leaf.extend(number.to_le_bytes());
+        if leaf.len() == LEAF_LEN {
+            visit(&leaf);
+            leaf.clear();
+        }
+    }
+    if !leaf.is_empty() {
+        visit(&leaf);
+    }
 }
 
 /// A matrix or vector of the file.
@@ -436,4 +455,21 @@ impl Compiler<'_> {
 
 fn weighted(kind: Kind, tensor: Tensor) -> Op {
     Op { format: tensor.format, tensor: tensor.leaf, ..Op::of(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_of_a_table_are_the_bytes_that_are_hashed() {
+        for (positions, dims) in [(1, 2), (7, 64), (31, 8), (63, 4), (100, 10)] {
+            let table = RopeTable::new(positions, dims, 10_000.0, None).unwrap();
+            let mut leaves: Vec<Vec<u8>> = vec![];
+            for_each_leaf(&table, |leaf| leaves.push(leaf.to_vec()));
+            assert_eq!(leaves.concat(), table.hash_bytes());
+            assert_eq!(leaves.len(), leaves_of(&table));
+            assert!(leaves[..leaves.len() - 1].iter().all(|leaf| leaf.len() == LEAF_LEN));
+        }
+    }
 }

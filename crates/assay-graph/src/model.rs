@@ -6,7 +6,7 @@ use alloy_primitives::B256;
 use assay_gguf::{Gguf, RopeTables, rope_tables};
 use assay_num::Team;
 
-use crate::compile::{Graph, GraphError, ROPE_POSITIONS_MAX, leaves_of, tables_of};
+use crate::compile::{Graph, GraphError, ROPE_POSITIONS_MAX, for_each_leaf, tables_of};
 use crate::merkle::{LEAF_LEN, MerkleTree, leaf, node};
 use crate::trace::Opening;
 
@@ -100,11 +100,17 @@ impl TracedModel {
     /// If there is no such leaf.
     pub fn open_rotation(&self, index: u64) -> Result<Opening, GraphError> {
         let tables = self.tables(self.positions_max)?;
-        let bytes: Vec<Vec<u8>> = tables_of(&tables).map(|table| table.hash_bytes()).collect();
-        let leaves: Vec<&[u8]> = bytes.iter().flat_map(|bytes| bytes.chunks(LEAF_LEN)).collect();
-        debug_assert_eq!(leaves.len(), tables_of(&tables).map(leaves_of).sum::<usize>());
-        let tree = ModelTree::new(&Team::new(1), leaves.len() as u64, |i| leaves[i as usize]);
-        Ok(Opening { leaf: leaves[index as usize].to_vec(), path: tree.path(index, |i| leaves[i as usize]) })
+        let (mut hashes, mut wanted) = (Vec::with_capacity(self.graph.head().rotation_leaves as usize), vec![]);
+        for table in tables_of(&tables) {
+            for_each_leaf(table, |bytes| {
+                if hashes.len() as u64 == index {
+                    wanted = bytes.to_vec();
+                }
+                hashes.push(leaf(bytes));
+            });
+        }
+        assert!(index < hashes.len() as u64, "leaf {index} of {}", hashes.len());
+        Ok(Opening { leaf: wanted, path: path_up(hashes, index as usize) })
     }
 
     fn weights_tree(&self) -> &ModelTree {
@@ -163,15 +169,9 @@ impl ModelTree {
     pub fn path<'a>(&self, index: u64, leaf_at: impl Fn(u64) -> &'a [u8]) -> Vec<B256> {
         assert!(index < self.n, "leaf {index} of {}", self.n);
         let group_index = index >> KEPT_HEIGHT;
-        let mut nodes: Vec<B256> = group(group_index, self.n).map(|at| leaf(leaf_at(at))).collect();
-        let mut at = (index % (1 << KEPT_HEIGHT)) as usize;
-        let mut path = vec![];
+        let nodes = group(group_index, self.n).map(|at| leaf(leaf_at(at))).collect();
         // A last group with fewer leaves is a whole tree of its own.
-        while nodes.len() > 1 {
-            path.extend(nodes.get(at ^ 1));
-            nodes = above(&nodes);
-            at /= 2;
-        }
+        let mut path = path_up(nodes, (index % (1 << KEPT_HEIGHT)) as usize);
         let mut at = group_index as usize;
         for level in &self.levels {
             path.extend(level.get(at ^ 1));
@@ -183,6 +183,17 @@ impl ModelTree {
 
 fn group(index: u64, n: u64) -> std::ops::Range<u64> {
     index << KEPT_HEIGHT..((index + 1) << KEPT_HEIGHT).min(n)
+}
+
+/// The hashes beside the way from node `at` of `nodes` to the one above all of them.
+fn path_up(mut nodes: Vec<B256>, mut at: usize) -> Vec<B256> {
+    let mut path = vec![];
+    while nodes.len() > 1 {
+        path.extend(nodes.get(at ^ 1));
+        nodes = above(&nodes);
+        at /= 2;
+    }
+    path
 }
 
 /// One level up; an odd last node moves.
