@@ -11,15 +11,15 @@ mod tidy;
 
 const HELP: &str = "cargo xtask COMMAND
 
-  test [STEP ...]   every test: tidy, rust, arm, tokenizers, files, fuzz, contracts, embeddings, clients (all
-                    without STEP); --without STEP leaves one out
+  test [STEP ...]   every test: tidy, rust, arm, tokenizers, files, fuzz, contracts, embeddings, clients, x402
+                    (all without STEP); --without STEP leaves one out
   tidy              the rules of docs/ARCHITECTURE.md that a program can check
   fuzz [TARGET ...] [--runs N | --seconds N]
                     what strangers write, mutated: gguf, safetensors, tokenizer, template, model, wire, request
                     (all of them without TARGET, a minute each without a bound)
-  bench [NAME ...]  measurements against peers, interleaved: engine, latency, faithful, gateway, load, embeddings (all
-                    without NAME); results go to bench/record/; options after one NAME are those of its script
-                    (--help)
+  bench [NAME ...]  measurements against peers, interleaved: engine, latency, faithful, gateway, load, embeddings,
+                    chain (all without NAME); results go to bench/record/; options after one NAME are those of its
+                    script (--help)
 ";
 
 fn main() -> anyhow::Result<()> {

@@ -19,6 +19,7 @@ const STEPS: &[(&str, Step)] = &[
     ("contracts", contracts),
     ("embeddings", embeddings),
     ("clients", clients),
+    ("x402", x402),
 ];
 
 /// Inputs of each fuzz target, and where they start: a fresh checkout tests the same ones every time.
@@ -122,6 +123,14 @@ fn clients() -> anyhow::Result<()> {
     npm_ci(&dir)?;
     let python = python(&dir)?;
     shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))
+}
+
+/// The stock x402 client pays a running network by request.
+fn x402() -> anyhow::Result<()> {
+    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    let dir = root().join("tests/x402");
+    npm_ci(&dir)?;
+    shell::run(Command::new("node").arg("run.mjs").arg(target_dir().join("release/assay")).current_dir(&dir))
 }
 
 fn cargo(args: &[&str]) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@ mod responses;
 mod stream;
 mod tools;
 mod verify;
+pub mod x402;
 
 pub use constraint::Constraint;
 pub use error::{ErrorBody, ErrorObject, RequestError};

@@ -14,9 +14,10 @@ mod signer;
 
 pub use alloy_primitives::{Address, B256, Bytes, U256};
 pub use alloy_signer_local::PrivateKeySigner;
+pub use alloy_sol_types::Eip712Domain;
 pub use client::{
     ChainClient, ChainError, ClaimRow, ClientOptions, CourtAddresses, CourtParams, DeployParams, DepositRequest,
-    Endpoint, Existing, Network, NetworkAddresses, Slasher, deploy, deploy_local,
+    Endpoint, Existing, Network, NetworkAddresses, SignedDeposit, Slasher, TransferAuthorization, deploy, deploy_local,
 };
 pub use embedded::{COLLECTOR_ADDRESS, ChainOptions, EmbeddedChain, EmbeddedError, Genesis, LOCAL_CHAIN_ID};
 pub use signer::DigestSigner;

@@ -2,6 +2,7 @@
 
 use crate::auditing::AuditConfig;
 use crate::model::GatewayModel;
+use crate::x402::X402Config;
 use alloy_signer_local::PrivateKeySigner;
 use assay_net::AddressPolicy;
 use assay_types::Amount;
@@ -34,6 +35,8 @@ pub struct GatewayConfig {
     pub limits: GatewayLimits,
     /// Deadlines.
     pub timeouts: Timeouts,
+    /// Callers without a key may pay by request; without this they are refused.
+    pub x402: Option<X402Config>,
 }
 
 /// Bounds on what is held at once.

@@ -62,6 +62,15 @@ pub enum GatewayError {
         /// A guess.
         wait: Duration,
     },
+    /// No key, and no payment that is taken.
+    #[error(
+        "this request is not paid ({0}): send an API key as 'Authorization: Bearer sk-assay-..', or pay by x402 as the \
+         header PAYMENT-REQUIRED says"
+    )]
+    PaymentRequired(String),
+    /// The chain, which a payment needs, does not answer.
+    #[error("the payment cannot be checked now: {0}")]
+    Chain(String),
     /// Nobody knows the model.
     #[error("the model '{0}' does not exist")]
     ModelNotFound(String),

@@ -22,6 +22,7 @@ use crate::scout::{Roster, Scout, Settings};
 use crate::serve::{self, Door};
 use crate::standing::Standings;
 use crate::store::{Store, StoreError};
+use crate::x402::{self, Toll};
 use assay_net::{Pool, PoolOptions};
 use assay_types::{Amount, ProviderId};
 use axum::body::Bytes;
@@ -40,6 +41,9 @@ use tokio_util::task::TaskTracker;
 const KEYS_RELOAD: Duration = Duration::from_secs(1);
 /// Tasks that are still there this long after the cut are left behind.
 const LAST_WAIT: Duration = Duration::from_millis(1200);
+
+/// How long the end waits for the claims of what paying callers owe.
+const CLAIM_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +70,9 @@ pub enum StartError {
     /// The audits cannot be resumed.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// Payment by request is wanted and not possible.
+    #[error("payment by request: {0}")]
+    X402(String),
     /// Two models answer to one name, or there is none.
     #[error("{0}")]
     Models(String),
@@ -109,6 +116,7 @@ pub struct GatewayHandle {
     address: SocketAddr,
     inner: Arc<Inner>,
     roster: Arc<Roster>,
+    toll: Option<Arc<Toll>>,
     connections: TaskTracker,
     background: Vec<JoinHandle<()>>,
     writer: JoinHandle<()>,
@@ -159,7 +167,8 @@ impl Gateway {
         }
         let network = ledger.addresses();
         let settings = Settings::of(&config, network.chain_id);
-        let GatewayConfig { limits, timeouts, signer, models, withdraw_delay, control, audit, .. } = config;
+        let GatewayConfig { limits, timeouts, signer, models, withdraw_delay, control, audit, x402, database, .. } =
+            config;
         let control = control.map(|path| Control::bind(&path).map_err(|error| StartError::Control { path, error }));
         let control = control.transpose()?;
         let pool = PoolOptions { connect_timeout: timeouts.connect, ..PoolOptions::new(network.chain_id) };
@@ -209,17 +218,27 @@ impl Gateway {
             stop: inner.stop.clone(),
             connections: connections.clone(),
         };
+        let mut routers = http::routers(&inner);
         let mut background = vec![
             tokio::spawn(scout.run(inner.stop.clone())),
-            tokio::spawn(serve::run(door, http::routers(&inner))),
             tokio::spawn(reload_keys(inner.keys.clone(), inner.stop.clone())),
             tokio::spawn(Arc::clone(&inner.auditing).run(inner.stop.clone())),
         ];
         if let Some(control) = control {
             background.push(tokio::spawn(control.run(Arc::clone(&inner), inner.stop.clone())));
         }
+        let mut toll = None;
+        if let Some(config) = x402 {
+            let interval = config.claim_interval;
+            let open = Toll::open(Arc::clone(&inner), config, &database).await?;
+            routers.local = x402::guard(routers.local, Arc::clone(&open));
+            routers.remote = x402::guard(routers.remote, Arc::clone(&open));
+            background.push(tokio::spawn(x402::run_claims(Arc::clone(&open), interval, inner.stop.clone())));
+            toll = Some(open);
+        }
+        background.push(tokio::spawn(serve::run(door, routers)));
         let (stop, cut) = (inner.stop.clone().drop_guard(), inner.cut.clone().drop_guard());
-        Ok(GatewayHandle { address, inner, roster, connections, background, writer, _stop: stop, _cut: cut })
+        Ok(GatewayHandle { address, inner, roster, toll, connections, background, writer, _stop: stop, _cut: cut })
     }
 }
 
@@ -268,7 +287,7 @@ impl GatewayHandle {
     /// # Errors
     /// The database could not be read or closed; everything that was acknowledged is stored nevertheless.
     pub async fn shutdown(self) -> Result<Totals, StoreError> {
-        let Self { inner, roster, connections, background, writer, .. } = self;
+        let Self { inner, roster, toll, connections, background, writer, .. } = self;
         inner.stop.cancel();
         inner.tasks.close();
         connections.close();
@@ -285,6 +304,14 @@ impl GatewayHandle {
         }
         // Clients read their last bytes; one that does not is not waited for.
         let _ = tokio::time::timeout(Duration::from_millis(200), connections.wait()).await;
+        if let Some(toll) = toll {
+            match tokio::time::timeout(CLAIM_TIME_MAX, toll.claim_all()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "callers' vouchers are claimed after the next start"),
+                Err(_) => tracing::warn!("the chain is slow; callers' vouchers are claimed after the next start"),
+            }
+            toll.close().await;
+        }
         for peer in roster.all() {
             inner.store.put_channel(peer.channel.row()).await?;
         }

@@ -4,9 +4,10 @@ use crate::account::{Account, KeyLimits};
 use crate::clock;
 use crate::store::{KeyRow, NewKey, Store, StoreError};
 use arc_swap::ArcSwap;
+use assay_types::Amount;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -22,6 +23,9 @@ const NAME_LEN_MAX: usize = 128;
 /// Number of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct KeyId(pub i64);
+
+/// Callers without a key who pay by request: what they get is noted under this number, which no key has.
+pub(crate) const GUEST: KeyId = KeyId(0);
 
 /// Why no key was made.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -49,6 +53,8 @@ pub struct Keys {
     /// Of every key that was met: what is held and spent outlives each reading of the keys. The lock also orders the
     /// readings: what is published last was read last.
     accounts: Arc<Mutex<HashMap<KeyId, Arc<Account>>>>,
+    /// The one key that is in no database: see [`Self::guest`].
+    guest: Arc<OnceLock<Active>>,
 }
 
 #[derive(Clone, Debug)]
@@ -64,7 +70,7 @@ impl Keys {
     /// # Errors
     /// The read failed.
     pub async fn open(store: Store) -> Result<Self, StoreError> {
-        let keys = Self { store, active: Arc::default(), accounts: Arc::default() };
+        let keys = Self { store, active: Arc::default(), accounts: Arc::default(), guest: Arc::default() };
         keys.reload().await?;
         Ok(keys)
     }
@@ -86,14 +92,26 @@ impl Keys {
             return Err(KeyError::BadName);
         }
         check_rates(&limits)?;
-        let mut secret = [0u8; KEY_BYTES];
-        getrandom::fill(&mut secret).map_err(|e| KeyError::Random(e.to_string()))?;
-        let digits: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = random_digits()?;
         let key = format!("{KEY_PREFIX}{digits}");
         let hint = format!("{KEY_PREFIX}{}..{}", &digits[..4], &digits[digits.len() - 4..]);
         let new = NewKey { name: name.into(), hash: hash(&key), hint, created_at: clock::unix_seconds(), limits };
         self.store.insert_key(new).await?;
         self.reload().await?;
+        Ok(key)
+    }
+
+    /// A key for this process alone, by which the payment layer lets in who has paid. It is written down nowhere and
+    /// made at most once.
+    ///
+    /// # Errors
+    /// No random bytes, or it was made before.
+    pub(crate) fn guest(&self) -> Result<String, KeyError> {
+        let key = format!("{KEY_PREFIX}{}", random_digits()?);
+        // What it may spend is what was paid before.
+        let account = Arc::new(Account::new(GUEST, KeyLimits::default(), Amount::ZERO, Instant::now()));
+        let guest = Active { hash: hash(&key), expires_at: None, account };
+        self.guest.set(guest).map_err(|_| KeyError::BadName)?;
         Ok(key)
     }
 
@@ -139,6 +157,9 @@ impl Keys {
             return None;
         }
         let presented = hash(key);
+        if let Some(guest) = self.guest.get().filter(|guest| is_equal(&guest.hash, &presented)) {
+            return Some(Arc::clone(&guest.account));
+        }
         let active = self.active.load();
         let candidates = active.get(&short(&presented))?;
         let found = candidates.iter().find(|known| is_equal(&known.hash, &presented))?;
@@ -169,6 +190,12 @@ impl Keys {
 fn check_rates(limits: &KeyLimits) -> Result<(), KeyError> {
     let is_nothing = limits.requests_per_minute == Some(0) || limits.tokens_per_minute == Some(0);
     if is_nothing { Err(KeyError::BadRate) } else { Ok(()) }
+}
+
+fn random_digits() -> Result<String, KeyError> {
+    let mut secret = [0u8; KEY_BYTES];
+    getrandom::fill(&mut secret).map_err(|e| KeyError::Random(e.to_string()))?;
+    Ok(secret.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn hash(key: &str) -> [u8; 32] {

@@ -47,6 +47,7 @@ mod standing;
 mod store;
 mod tools;
 mod voice;
+mod x402;
 
 pub use account::{KeyLimits, Rate};
 pub use auditing::{AuditConfig, AuditError};
@@ -60,3 +61,4 @@ pub use ledger::{Addresses, Ledger, LedgerError, Registered};
 pub use model::{GatewayModel, ModelError, PromptError};
 pub use referee::{Referee, Refereed};
 pub use store::{ChannelRow, KeyRow, NewKey, NewReceipt, PartRow, Store, StoreError, StoredReceipt, UsageRow};
+pub use x402::X402Config;

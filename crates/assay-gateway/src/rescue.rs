@@ -99,6 +99,8 @@ fn look(error: &GatewayError) -> Look {
             retry(StatusCode::TOO_MANY_REQUESTS, RATE, "rate_limit_exceeded", seconds_up(*wait))
         }
         GatewayError::Budget { .. } => plain(StatusCode::TOO_MANY_REQUESTS, QUOTA, QUOTA),
+        GatewayError::PaymentRequired(_) => plain(StatusCode::PAYMENT_REQUIRED, INVALID, "payment_required"),
+        GatewayError::Chain(_) => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "chain_unavailable", 2),
         GatewayError::ModelNotFound(_) => {
             Look { param: Some("model".into()), ..plain(StatusCode::NOT_FOUND, INVALID, "model_not_found") }
         }

@@ -139,8 +139,7 @@ async fn cheat(dir: &Path, narrator: &Narrator) -> anyhow::Result<()> {
         &stage.operator,
         payer.clone(),
         served,
-        listen,
-        AuditConfig::default(),
+        up::GatewayOptions { listen, audit: AuditConfig::default(), x402: None },
     )
     .await?;
     let key = gateway.keys().create("demo").await?;

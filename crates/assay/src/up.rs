@@ -18,7 +18,7 @@ use assay_chain::{
     deploy_local,
 };
 use assay_engine::{EngineOptions, ModelConfig};
-use assay_gateway::{AuditConfig, Gateway, GatewayConfig, GatewayHandle, GatewayModel};
+use assay_gateway::{AuditConfig, Gateway, GatewayConfig, GatewayHandle, GatewayModel, X402Config};
 use assay_net::AddressPolicy;
 use assay_store::{ManifestCache, ModelFile};
 use assay_types::{Amount, Prices, ProviderId};
@@ -42,6 +42,8 @@ const GATEWAY_FUNDS: Amount = Amount(1_000_000_000_000);
 const DEPOSIT: Amount = Amount(50_000_000);
 /// Seconds between a wish to withdraw from a channel and the withdrawal.
 const WITHDRAW_DELAY_S: u64 = 86_400;
+/// How often the gateway claims what paying callers owe.
+const X402_CLAIM_INTERVAL: Duration = Duration::from_secs(600);
 /// How long the gateway may take to find and fund all providers.
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -73,6 +75,9 @@ pub struct UpArgs {
     cache: load::CacheArgs,
     #[command(flatten)]
     memory: MemoryArgs,
+    /// Answer callers without a key who pay by request (x402): exact transfers and batch-settlement vouchers in test dollars
+    #[arg(long)]
+    x402: bool,
     /// Print one JSON line when ready and one when stopped
     #[arg(long)]
     json: bool,
@@ -148,7 +153,9 @@ async fn start(args: &UpArgs, progress: &Say) -> anyhow::Result<Running> {
     }
     let name = model.name.clone();
     let audit = audit_config(args, &state, &path, &model, &share)?;
-    let gateway = start_gateway(&state, &chain, &network, gateway_key, model, gateway_listen, audit).await?;
+    let x402 = args.x402.then(|| x402_prices(args.providers));
+    let options = GatewayOptions { listen: gateway_listen, audit, x402 };
+    let gateway = start_gateway(&state, &chain, &network, gateway_key, model, options).await?;
     let key = api_key(&state, &gateway).await?;
     wait_for_channels(&gateway, &providers).await?;
     let auditor = start_auditor(args, &state, &path, &gateway, chain.chain_id()).await?;
@@ -256,7 +263,6 @@ async fn start_provider(
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let in_turn = |n: usize| index % n;
-    let step = index as u128;
     let config = ProvideConfig {
         dir: dir.clone(),
         key_file,
@@ -266,10 +272,7 @@ async fn start_provider(
         rpc: chain_url.to_owned(),
         addresses: network.addresses,
         listen: "127.0.0.1:0".to_owned(),
-        prices: Prices {
-            input_per_million: Amount(40_000 + 10_000 * step),
-            output_per_million: Amount(80_000 + 20_000 * step),
-        },
+        prices: prices(index),
         stake: STAKE,
         threads: if args.threads.is_empty() {
             (cores / args.providers).max(1)
@@ -329,6 +332,34 @@ async fn start_auditor(
     Ok(Some(auditor))
 }
 
+/// What the provider with this number asks: each a little more than the one before.
+fn prices(index: usize) -> Prices {
+    let step = index as u128;
+    Prices {
+        input_per_million: Amount(40_000 + 10_000 * step),
+        output_per_million: Amount(80_000 + 20_000 * step),
+    }
+}
+
+/// What callers pay who pay by request: a quarter above the dearest provider.
+fn x402_prices(providers: usize) -> Prices {
+    let dearest = prices(providers.saturating_sub(1));
+    Prices {
+        input_per_million: Amount(dearest.input_per_million.0 * 5 / 4),
+        output_per_million: Amount(dearest.output_per_million.0 * 5 / 4),
+    }
+}
+
+/// How the gateway of a local network differs from run to run.
+pub struct GatewayOptions {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Who checks answers.
+    pub audit: AuditConfig,
+    /// What callers pay who have no key; without it they are refused.
+    pub x402: Option<Prices>,
+}
+
 /// A gateway on a network's chain.
 ///
 /// # Errors
@@ -339,10 +370,11 @@ pub async fn start_gateway(
     network: &Network,
     signer: PrivateKeySigner,
     model: GatewayModel,
-    listen: SocketAddr,
-    audit: AuditConfig,
+    options: GatewayOptions,
 ) -> anyhow::Result<GatewayHandle> {
+    let GatewayOptions { listen, audit, x402 } = options;
     let client = ChainClient::connect(chain, signer.clone(), ClientOptions::default()).await?;
+    let network = Network::new(client, network.addresses)?;
     let database = state::gateway_database(&state.dir("gateway")?);
     // A new database would have neither the keys nor the vouchers of this network, so no provider would deal with it.
     let is_lost = std::fs::metadata(&database).map_or(true, |file| file.len() == 0);
@@ -364,8 +396,14 @@ pub async fn start_gateway(
         audit,
         limits: assay_gateway::GatewayLimits::default(),
         timeouts: assay_gateway::Timeouts::default(),
+        x402: x402.map(|prices| X402Config {
+            network: network.clone(),
+            prices,
+            withdraw_delay: WITHDRAW_DELAY_S,
+            claim_interval: X402_CLAIM_INTERVAL,
+        }),
     };
-    Ok(Gateway::start(config, Network::new(client, network.addresses)?).await?)
+    Ok(Gateway::start(config, network).await?)
 }
 
 /// The key of the local user: made once, kept in a file that only its owner may read.

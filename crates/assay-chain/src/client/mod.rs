@@ -25,8 +25,10 @@ pub use follow::{ContractLogs, Cursor, Followed, Follower, LogSource, SeenBlock,
 pub use models::{ModelRecord, Models};
 pub use read::{BlockHead, ContractCall};
 pub use registry::{Listing, ProviderInfo, Registry, StakeDetails};
-pub use settlement::{ChannelState, ClaimReport, ClaimRow, DepositRequest, ReceiverState, Settlement, WithdrawalState};
-pub use token::{ReceiveAuthorization, Token};
+pub use settlement::{
+    ChannelState, ClaimReport, ClaimRow, DepositRequest, ReceiverState, Settlement, SignedDeposit, WithdrawalState,
+};
+pub use token::{ReceiveAuthorization, Token, TransferAuthorization};
 
 use crate::embedded::EmbeddedChain;
 use alloy_json_rpc::{RpcRecv, RpcSend};

@@ -9,7 +9,7 @@ use alloy_primitives::{Address, B256, Bytes, U256, aliases::U40};
 use alloy_rpc_types_eth::TransactionReceipt;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolValue;
-use assay_types::{Amount, ChannelConfig, ChannelId, SignedVoucher, SigningDomain, settlement_domain};
+use assay_types::{Amount, ChannelConfig, ChannelId, Signature, SignedVoucher, SigningDomain, settlement_domain};
 
 /// Rows of one claim transaction: about 1.5 M gas.
 const CLAIM_ROWS_MAX: usize = 50;
@@ -25,6 +25,23 @@ pub struct DepositRequest {
     pub valid_before: u64,
     /// The same salt twice deposits once: the second attempt reverts.
     pub salt: B256,
+}
+
+/// A payer's consent to a deposit: the signature over a [`ReceiveAuthorization`] for the collector.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SignedDeposit {
+    /// The channel; created by its first deposit.
+    pub config: ChannelConfig,
+    /// How much to add.
+    pub amount: Amount,
+    /// Valid strictly after this Unix second.
+    pub valid_after: u64,
+    /// Valid strictly before this Unix second.
+    pub valid_before: u64,
+    /// Names the deposit among others into the channel.
+    pub salt: B256,
+    /// By the channel's payer, in the token's domain.
+    pub signature: Signature,
 }
 
 /// A voucher to claim on.
@@ -106,31 +123,57 @@ impl Settlement {
         request: &DepositRequest,
         payer: &PrivateKeySigner,
     ) -> Result<TransactionReceipt, ChainError> {
-        let channel = request.config.id(&self.domain());
-        let authorization = ReceiveAuthorization {
-            from: request.config.payer,
+        let DepositRequest { config, amount, valid_before, salt } = *request;
+        let signature = Signature([0; 65]);
+        let mut signed = SignedDeposit { config, amount, valid_after: 0, valid_before, salt, signature };
+        let token = Token::new(self.client.clone(), config.token);
+        signed.signature = self.authorization(&signed).sign(&token.domain().await?, payer)?;
+        self.deliver_deposit(&signed).await
+    }
+
+    /// What a payer signs to consent to a deposit.
+    #[must_use]
+    pub fn authorization(&self, deposit: &SignedDeposit) -> ReceiveAuthorization {
+        let channel = deposit.config.id(&self.domain());
+        ReceiveAuthorization {
+            from: deposit.config.payer,
             to: self.collector,
-            value: request.amount,
-            valid_after: 0,
-            valid_before: request.valid_before,
-            nonce: ReceiveAuthorization::deposit_nonce(channel, request.salt),
-        };
-        let token = Token::new(self.client.clone(), request.config.token);
-        let signature = authorization.sign(&token.domain().await?, payer)?;
-        let call = BatchSettlement::depositCall {
-            config: sol_config(&request.config)?,
-            amount: request.amount.0,
+            value: deposit.amount,
+            valid_after: deposit.valid_after,
+            valid_before: deposit.valid_before,
+            nonce: ReceiveAuthorization::deposit_nonce(channel, deposit.salt),
+        }
+    }
+
+    fn deposit_call(&self, deposit: &SignedDeposit) -> Result<BatchSettlement::depositCall, ChainError> {
+        let data = (
+            U256::from(deposit.valid_after),
+            U256::from(deposit.valid_before),
+            U256::from_be_bytes(deposit.salt.0),
+            Bytes::copy_from_slice(&deposit.signature.0),
+        );
+        Ok(BatchSettlement::depositCall {
+            config: sol_config(&deposit.config)?,
+            amount: deposit.amount.0,
             collector: self.collector,
-            collectorData: (
-                U256::from(authorization.valid_after),
-                U256::from(authorization.valid_before),
-                U256::from_be_bytes(request.salt.0),
-                Bytes::copy_from_slice(&signature.0),
-            )
-                .abi_encode_params()
-                .into(),
-        };
-        self.client.send(self.address, &call).await
+            collectorData: data.abi_encode_params().into(),
+        })
+    }
+
+    /// Whether a deposit that its payer signed would be done now. Nothing is sent.
+    ///
+    /// # Errors
+    /// [`ChainError::Reverted`] says what is wrong with it.
+    pub async fn check_deposit(&self, deposit: &SignedDeposit) -> Result<(), ChainError> {
+        self.client.call(self.address, &self.deposit_call(deposit)?).await.map(drop)
+    }
+
+    /// Delivers a deposit that its payer signed.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn deliver_deposit(&self, deposit: &SignedDeposit) -> Result<TransactionReceipt, ChainError> {
+        self.client.send(self.address, &self.deposit_call(deposit)?).await
     }
 
     /// Claims in transactions of at most 50 rows. Where one bad row would undo the others, the rows of that
@@ -214,6 +257,14 @@ impl Settlement {
     pub async fn refund(&self, config: &ChannelConfig, amount: Amount) -> Result<TransactionReceipt, ChainError> {
         let call = BatchSettlement::refundCall { config: sol_config(config)?, amount: amount.0 };
         self.client.send(self.address, &call).await
+    }
+
+    /// How many refunds a channel has had, tried ones included.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn refund_nonce(&self, channel: ChannelId) -> Result<U256, ChainError> {
+        self.client.call(self.address, &BatchSettlement::refundNonceCall { channelId: channel.0 }).await
     }
 
     /// A channel's money; zero for one that does not exist.

@@ -12,6 +12,14 @@ use assay_types::{Amount, ChannelId, Signature};
 mod typed {
     use super::sol;
     sol! {
+        struct TransferWithAuthorization {
+            address from;
+            address to;
+            uint256 value;
+            uint256 validAfter;
+            uint256 validBefore;
+            bytes32 nonce;
+        }
         struct ReceiveWithAuthorization {
             address from;
             address to;
@@ -76,6 +84,55 @@ impl ReceiveAuthorization {
     }
 }
 
+/// An ERC-3009 transfer that anybody can deliver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TransferAuthorization {
+    /// Who pays and signs.
+    pub from: Address,
+    /// Who is paid.
+    pub to: Address,
+    /// How much.
+    pub value: Amount,
+    /// Valid strictly after this Unix second.
+    pub valid_after: u64,
+    /// Valid strictly before this Unix second.
+    pub valid_before: u64,
+    /// Used at most once per payer.
+    pub nonce: B256,
+}
+
+impl TransferAuthorization {
+    /// What the payer signs, in the token's domain.
+    #[must_use]
+    pub fn digest(&self, domain: &Eip712Domain) -> B256 {
+        typed::TransferWithAuthorization {
+            from: self.from,
+            to: self.to,
+            value: U256::from(self.value.0),
+            validAfter: U256::from(self.valid_after),
+            validBefore: U256::from(self.valid_before),
+            nonce: self.nonce,
+        }
+        .eip712_signing_hash(domain)
+    }
+
+    /// The oldest form of the call, which every ERC-3009 token has.
+    fn call(&self, signature: &Signature) -> TestUSD::transferWithAuthorization_1Call {
+        let Signature(bytes) = signature;
+        TestUSD::transferWithAuthorization_1Call {
+            from: self.from,
+            to: self.to,
+            value: U256::from(self.value.0),
+            validAfter: U256::from(self.valid_after),
+            validBefore: U256::from(self.valid_before),
+            nonce: self.nonce,
+            v: bytes[64],
+            r: B256::from_slice(&bytes[..32]),
+            s: B256::from_slice(&bytes[32..64]),
+        }
+    }
+}
+
 /// The token at an address.
 #[derive(Clone)]
 pub struct Token {
@@ -130,6 +187,30 @@ impl Token {
     /// [`ChainError`].
     pub async fn transfer(&self, to: Address, value: Amount) -> Result<TransactionReceipt, ChainError> {
         self.client.send(self.address, &TestUSD::transferCall { to, value: U256::from(value.0) }).await
+    }
+
+    /// Whether somebody else's signed transfer would be done now: signature, time, nonce and balance. Nothing is sent.
+    ///
+    /// # Errors
+    /// [`ChainError::Reverted`] says what is wrong with it.
+    pub async fn check_transfer(
+        &self,
+        authorization: &TransferAuthorization,
+        signature: &Signature,
+    ) -> Result<(), ChainError> {
+        self.client.call(self.address, &authorization.call(signature)).await.map(drop)
+    }
+
+    /// Delivers somebody else's signed transfer.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn deliver_transfer(
+        &self,
+        authorization: &TransferAuthorization,
+        signature: &Signature,
+    ) -> Result<TransactionReceipt, ChainError> {
+        self.client.send(self.address, &authorization.call(signature)).await
     }
 
     /// Makes test coins; only the test coin's owner can.

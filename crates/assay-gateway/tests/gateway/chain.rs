@@ -10,6 +10,7 @@ use assay_chain::{
 use assay_gateway::Gateway;
 use assay_testkit::fake_provider::{FakeProvider, Script};
 use assay_types::{Amount, B256, TokenId};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,24 +18,29 @@ use tokio::net::TcpStream;
 
 const STAKE: Amount = Amount(100_000_000);
 
-fn key(byte: u8) -> PrivateKeySigner {
+pub fn key(byte: u8) -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&B256::repeat_byte(byte)).unwrap()
 }
 
-async fn network(chain: &EmbeddedChain, deployed: &Network, signer: PrivateKeySigner) -> Network {
+pub async fn network(chain: &EmbeddedChain, deployed: &Network, signer: PrivateKeySigner) -> Network {
     let client = ChainClient::connect(chain, signer, ClientOptions::default()).await.unwrap();
     Network::new(client, deployed.addresses).unwrap()
+}
+
+/// A chain with the contracts, deployed by key 0x51.
+pub async fn deploy(dir: &Path) -> (EmbeddedChain, Network) {
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let genesis = Genesis::local(LOCAL_CHAIN_ID, key(0x51).address());
+    let chain = EmbeddedChain::open(&dir.join("chain"), &genesis, ChainOptions::new(Arc::new(clock))).unwrap();
+    let faucet = ChainClient::connect(&chain, key(0x51), ClientOptions::default()).await.unwrap();
+    let deployed = deploy_local(&faucet, &DeployParams::local(key(0x52).address()), None).await.unwrap();
+    (chain, deployed)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn staked_providers_are_paid_what_their_receipts_say() {
     let dir = tempfile::tempdir().unwrap();
-    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let genesis = Genesis::local(LOCAL_CHAIN_ID, key(0x51).address());
-    let chain = EmbeddedChain::open(&dir.path().join("chain"), &genesis, ChainOptions::new(Arc::new(clock))).unwrap();
-    let faucet = ChainClient::connect(&chain, key(0x51), ClientOptions::default()).await.unwrap();
-    let deployed = deploy_local(&faucet, &DeployParams::local(key(0x52).address()), None).await.unwrap();
-
+    let (chain, deployed) = deploy(dir.path()).await;
     let (model, tokenizer) = tiny_model();
     let mut output: Vec<TokenId> = tokenizer.encode(&story(50), false, false);
     output.push(tokenizer.eos().unwrap());

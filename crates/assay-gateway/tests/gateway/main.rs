@@ -11,3 +11,4 @@ mod money;
 mod routing;
 mod streaming;
 mod world;
+mod x402;

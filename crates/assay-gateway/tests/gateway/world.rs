@@ -293,6 +293,7 @@ pub fn config(model: &GatewayModel, dir: &Path, change: fn(&mut GatewayConfig)) 
             next_token: PATIENCE,
             ..Timeouts::default()
         },
+        x402: None,
     };
     change(&mut config);
     config
