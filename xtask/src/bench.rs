@@ -15,6 +15,7 @@ const BENCHES: &[(&str, &str)] = &[
     ("gateway", "bench/gateway.py"),
     ("load", "bench/load.py"),
     ("embeddings", "bench/embeddings.py"),
+    ("chain", "bench/chain.py"),
 ];
 
 /// Runs the named benchmarks, or all of them. Arguments from the first option on go to the script, of which there must
@@ -34,6 +35,8 @@ pub fn run(args: &[&str]) -> anyhow::Result<()> {
     for (name, script) in BENCHES {
         if names.is_empty() || names.contains(name) {
             let python = match *name {
+                // It needs no package.
+                "chain" => "python3".into(),
                 // With every package pinned: one of them asks for gigabytes that its weights do not need.
                 "embeddings" => python_with(&root().join("bench/encoder"), &["--no-deps"])?,
                 _ => python(&root().join("bench"))?,

@@ -171,7 +171,9 @@ async fn http_limits_hold() {
     assert_eq!(server.post(&large[1..]).await.0, 200, "one MiB of nothing is a parse error");
     let announced = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 99999999999\r\n\r\n";
     assert_eq!(server.exchange(announced).await.0, 413);
-    assert_eq!(server.exchange(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.0, 405);
+    let get = |method: &str| format!("{method} / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").into_bytes();
+    assert_eq!(server.exchange(&get("GET")).await.0, 400, "GET is for WebSocket");
+    assert_eq!(server.exchange(&get("PUT")).await.0, 405);
     assert_eq!(
         server.exchange(b"POST /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await.0,
         404

@@ -335,10 +335,7 @@ async fn start_auditor(
 /// What the provider with this number asks: each a little more than the one before.
 fn prices(index: usize) -> Prices {
     let step = index as u128;
-    Prices {
-        input_per_million: Amount(40_000 + 10_000 * step),
-        output_per_million: Amount(80_000 + 20_000 * step),
-    }
+    Prices { input_per_million: Amount(40_000 + 10_000 * step), output_per_million: Amount(80_000 + 20_000 * step) }
 }
 
 /// What callers pay who pay by request: a quarter above the dearest provider.

@@ -1,6 +1,6 @@
-//! JSON-RPC over HTTP: `POST /`. Bounded in connections, body size and time to send a body.
+//! JSON-RPC over HTTP: `POST /`, and WebSocket: `GET /`. Bounded in connections, body size and time to send a body.
 
-use super::{EmbeddedChain, rpc};
+use super::{EmbeddedChain, rpc, subscriptions};
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -48,7 +48,7 @@ impl EmbeddedChain {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
         let router = Router::new()
-            .route("/", post(answer))
+            .route("/", post(answer).get(subscriptions::upgrade))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self.clone());
         let listener = Limited {

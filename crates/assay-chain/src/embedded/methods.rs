@@ -2,6 +2,7 @@
 
 use super::{
     exec::{self, ExecError, Mode, SPEC},
+    filters,
     pool::PoolTransaction,
     rpc::{Params, RpcError},
     sealer::Shared,
@@ -74,7 +75,14 @@ pub(super) fn dispatch(shared: &Shared, method: &str, params: Value) -> Result<V
             let filter: Filter = params.get(0, "filter")?;
             views::logs(&snapshot()?, &filter)
         }
-        _ => Err(RpcError::unknown_method(method)),
+        "eth_getTransactionByBlockHashAndIndex" | "eth_getTransactionByBlockNumberAndIndex" => {
+            let block: BlockId = params.get(0, "block")?;
+            views::transaction_by_index(&snapshot()?, block, params.get::<U64>(1, "index")?.to())
+        }
+        "eth_getBlockTransactionCountByHash" | "eth_getBlockTransactionCountByNumber" => {
+            views::transaction_count(&snapshot()?, params.get(0, "block")?)
+        }
+        _ => filters::dispatch(shared, method, &params).unwrap_or_else(|| Err(RpcError::unknown_method(method))),
     }
 }
 
@@ -306,6 +314,8 @@ fn send_raw(shared: &Shared, params: &Params) -> Result<Value, RpcError> {
         }
         pool.insert(transaction, sender.nonce, now).map_err(|error| RpcError::refused(error.to_string()))
     })??;
+    shared.filters.on_pending(hash);
+    shared.moved.send_replace(());
     value(hash)
 }
 

@@ -1,9 +1,9 @@
 //! An EVM chain in this process: one writer thread, state on disk, standard JSON-RPC.
 //!
 //! ```text
-//! HTTP --+                       +--> snapshot of the last sealed block --> answer
-//!        +--> dispatcher --------+
-//! alloy -+    (rpc.rs)           +--> pool --> sealer thread --> redb, one fsync a block
+//! HTTP, WS --+                   +--> snapshot of the last sealed block --> answer
+//!            +--> dispatcher ----+
+//! alloy -----+    (rpc.rs)       +--> pool --> sealer thread --> redb, one fsync a block
 //! ```
 //!
 //! Invariants:
@@ -17,6 +17,7 @@
 //! the latest state can be read; no blob and no EIP-7702 transactions; no KZG precompile.
 
 mod exec;
+mod filters;
 mod genesis;
 mod http;
 mod methods;
@@ -26,6 +27,7 @@ mod rpc;
 mod sealer;
 mod state;
 mod store;
+mod subscriptions;
 mod transport;
 mod views;
 

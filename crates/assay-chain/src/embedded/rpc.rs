@@ -157,11 +157,15 @@ fn answer_one(chain: &EmbeddedChain, mut request: Value) -> Option<Value> {
     let params = request.get_mut("params").map_or(Value::Null, Value::take);
     let result = chain.dispatch(&method, params);
     // A request without an id is a notification: it is carried out and not answered.
-    let id = id?;
-    Some(match result {
+    Some(envelope(id?, result))
+}
+
+/// The answer to the request with this id.
+pub(super) fn envelope(id: Value, result: Result<Value, RpcError>) -> Value {
+    match result {
         Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
         Err(error) => failure(id, &error),
-    })
+    }
 }
 
 fn failure(id: Value, error: &RpcError) -> Value {

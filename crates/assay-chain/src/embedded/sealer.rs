@@ -3,6 +3,7 @@
 use super::{
     ChainOptions, EmbeddedError,
     exec::{self, ExecError, Mode},
+    filters::Filters,
     pool::{Pool, PoolTransaction},
     state::{Overlay, StateError},
     store::{BLOCK_GAS_LIMIT, Store, StoredBlock, StoredTransaction, empty_header},
@@ -27,6 +28,9 @@ pub(super) struct Shared {
     pub chain_id: u64,
     pub options: ChainOptions,
     pub time_offset: AtomicU64,
+    pub filters: Filters,
+    /// Changes with each block and each pending transaction.
+    pub moved: tokio::sync::watch::Sender<()>,
     queue: Mutex<Queue>,
     wake: Condvar,
 }
@@ -41,7 +45,16 @@ struct Queue {
 
 impl Shared {
     pub fn new(store: Store, chain_id: u64, options: ChainOptions) -> Self {
-        Self { store, chain_id, options, time_offset: AtomicU64::new(0), queue: Mutex::default(), wake: Condvar::new() }
+        Self {
+            store,
+            chain_id,
+            options,
+            time_offset: AtomicU64::new(0),
+            filters: Filters::default(),
+            moved: tokio::sync::watch::Sender::default(),
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+        }
     }
 
     /// Unix seconds by the chain's clock.
@@ -118,7 +131,10 @@ fn run(shared: &Shared) {
         let sealed = catch_unwind(AssertUnwindSafe(|| seal(shared, &batch)))
             .unwrap_or_else(|_| Err(StateError("the block could not be executed".into())));
         match sealed {
-            Ok(dropped) => shared.lock().pool.finish(&batch, &dropped),
+            Ok(dropped) => {
+                shared.lock().pool.finish(&batch, &dropped);
+                shared.moved.send_replace(());
+            }
             Err(error) => {
                 tracing::error!(%error, "a block could not be written; the chain takes no more transactions");
                 shared.lock().failure = Some(error.to_string());

@@ -8,7 +8,7 @@ use super::{
 };
 use alloy_consensus::{ReceiptEnvelope, Transaction as _, TxEnvelope, transaction::Recovered};
 use alloy_eips::{BlockId, BlockNumberOrTag, eip2718::Decodable2718, eip4895::Withdrawals};
-use alloy_primitives::{B256, Sealed, U256};
+use alloy_primitives::{B256, Sealed, U64, U256};
 use alloy_rlp::Encodable;
 use alloy_rpc_types_eth::{Block, BlockTransactions, Filter, Header, Log, Transaction, TransactionReceipt};
 use serde_json::Value;
@@ -74,9 +74,43 @@ pub(super) fn block(snapshot: &Snapshot, id: BlockId, full: bool) -> Result<Valu
     value(Block { header, uncles: Vec::new(), transactions, withdrawals: Some(Withdrawals::default()) })
 }
 
+/// A block without its transactions, as subscribers get it.
+pub(super) fn head(snapshot: &Snapshot, number: u64) -> Result<Value, RpcError> {
+    let mut head = block(snapshot, BlockId::number(number), false)?;
+    if let Some(fields) = head.as_object_mut() {
+        for field in ["transactions", "uncles", "withdrawals", "size", "totalDifficulty"] {
+            fields.remove(field);
+        }
+    }
+    Ok(head)
+}
+
+/// One transaction of a block, null if there is no such block or it is shorter.
+pub(super) fn transaction_by_index(snapshot: &Snapshot, id: BlockId, index: u64) -> Result<Value, RpcError> {
+    let Some(block) = find_block(snapshot, id)? else { return Ok(Value::Null) };
+    let stored = snapshot.transactions(block.header.number)?;
+    match usize::try_from(index).ok().and_then(|position| stored.get(position)) {
+        Some(stored) => value(sealed_transaction(&block, index, stored)?),
+        None => Ok(Value::Null),
+    }
+}
+
+/// How many transactions a block has, null if there is no such block.
+pub(super) fn transaction_count(snapshot: &Snapshot, id: BlockId) -> Result<Value, RpcError> {
+    let Some(block) = find_block(snapshot, id)? else { return Ok(Value::Null) };
+    value(U64::from(snapshot.transactions(block.header.number)?.len()))
+}
+
 pub(super) fn logs(snapshot: &Snapshot, filter: &Filter) -> Result<Value, RpcError> {
-    let Some((from, to)) = log_range(snapshot, filter)? else { return value(Vec::<Log>::new()) };
-    if to - from >= LOG_BLOCKS_MAX {
+    match log_range(snapshot, filter)? {
+        Some((from, to)) => value(find_logs(snapshot, filter, from, to)?),
+        None => value(Vec::<Log>::new()),
+    }
+}
+
+/// Logs of the blocks `from..=to`, whatever range the filter has.
+pub(super) fn find_logs(snapshot: &Snapshot, filter: &Filter, from: u64, to: u64) -> Result<Vec<Log>, RpcError> {
+    if to.saturating_sub(from) >= LOG_BLOCKS_MAX {
         return Err(RpcError::limit(format!("more than {LOG_BLOCKS_MAX} blocks: ask for a smaller range")));
     }
     let addresses = filter.address_bloom_filter();
@@ -102,7 +136,7 @@ pub(super) fn logs(snapshot: &Snapshot, filter: &Filter) -> Result<Value, RpcErr
             }
         }
     }
-    value(found)
+    Ok(found)
 }
 
 /// First and last block of a filter, both included; `None` if there is nothing in between yet.

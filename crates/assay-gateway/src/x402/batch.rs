@@ -151,7 +151,8 @@ impl Toll {
             return Err(refused("erc3009_authorization_required"));
         };
         let Erc3009Authorization { valid_after, valid_before, salt, signature } = *authorization;
-        let signed = SignedDeposit { config: *config, amount: deposit.amount, valid_after, valid_before, salt, signature };
+        let signed =
+            SignedDeposit { config: *config, amount: deposit.amount, valid_after, valid_before, salt, signature };
         let now = clock::unix_seconds();
         if deposit.amount == Amount::ZERO {
             return Err(refused("deposit_payload"));
@@ -254,8 +255,7 @@ impl Turn {
     /// With the payer's own signature, if there is one: it need not believe anything else.
     fn corrective(&self) -> Refusal {
         let voucher = self.account.voucher.filter(|(ceiling, _)| *ceiling >= self.account.charged);
-        let voucher =
-            voucher.map(|(signed_max_claimable, signature)| VoucherState { signed_max_claimable, signature });
+        let voucher = voucher.map(|(signed_max_claimable, signature)| VoucherState { signed_max_claimable, signature });
         Refusal::Corrective(Box::new(self.account.state(self.id, &self.on_chain)), voucher)
     }
 }

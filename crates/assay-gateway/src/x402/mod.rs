@@ -167,8 +167,7 @@ impl Toll {
         let X402Config { network, prices, withdraw_delay, .. } = config;
         let token = network.token.domain().await.map_err(|e| StartError::X402(e.to_string()))?;
         let secret = inner.keys.guest().map_err(|e| StartError::X402(e.to_string()))?;
-        let bearer =
-            HeaderValue::from_str(&format!("Bearer {secret}")).map_err(|e| StartError::X402(e.to_string()))?;
+        let bearer = HeaderValue::from_str(&format!("Bearer {secret}")).map_err(|e| StartError::X402(e.to_string()))?;
         let books = Books::open(&database.with_extension("x402.sqlite")).await?;
         Ok(Arc::new(Self {
             inner,

@@ -288,7 +288,10 @@ async fn transfers_that_do_not_fit_are_refused_before_anybody_works() {
     }
     type Bend = fn(&mut Value);
     let rows: [(Bend, &str); 7] = [
-        (|p| p["payload"]["authorization"]["nonce"] = json!(B256::repeat_byte(1)), "invalid_exact_evm_payload_signature"),
+        (
+            |p| p["payload"]["authorization"]["nonce"] = json!(B256::repeat_byte(1)),
+            "invalid_exact_evm_payload_signature",
+        ),
         (|p| p["accepted"]["network"] = json!("eip155:1"), "invalid_network"),
         (|p| p["accepted"]["amount"] = json!("1"), "invalid_payment_requirements"),
         (|p| p["accepted"]["payTo"] = p["accepted"]["asset"].clone(), "invalid_payment_requirements"),
@@ -406,7 +409,10 @@ async fn channels_that_are_not_to_this_gateway_are_refused() {
     type Bend = fn(&mut Value);
     let rows: [(Bend, &str); 9] = [
         (|p| p["channelConfig"]["receiver"] = p["channelConfig"]["payer"].clone(), "receiver_mismatch"),
-        (|p| p["channelConfig"]["receiverAuthorizer"] = p["channelConfig"]["payer"].clone(), "receiver_authorizer_mismatch"),
+        (
+            |p| p["channelConfig"]["receiverAuthorizer"] = p["channelConfig"]["payer"].clone(),
+            "receiver_authorizer_mismatch",
+        ),
         (|p| p["channelConfig"]["token"] = p["channelConfig"]["payer"].clone(), "token_mismatch"),
         (|p| p["channelConfig"]["withdrawDelay"] = json!(900), "withdraw_delay_mismatch"),
         (|p| p["channelConfig"]["salt"] = json!(B256::repeat_byte(1)), "channel_id_mismatch"),
