@@ -15,6 +15,9 @@ use assay_graph::ModelConfig;
 /// Queries a task aims at: enough to pay for reading the keys, few enough to spread a prompt over the team.
 const TASK_QUERIES: usize = 16;
 
+/// Pieces per thread of what is stored.
+const STORE_PIECES: usize = 4;
+
 /// Largest magnitude below which a value rounds to a finite f16.
 const F16_LIMIT: f32 = 65_520.0;
 
@@ -54,32 +57,37 @@ struct Task<'a> {
     out: &'a mut [f32],
 }
 
+/// Keys and values of neighbouring rows for one head, to be written.
+struct Stored<'a> {
+    head: usize,
+    /// Rows of the step.
+    rows: Range<usize>,
+    /// The head's share of the block that has the positions of all of them.
+    chunk: &'a mut [u16],
+}
+
 /// Writes k and v of every row to the memory of its sequence. Rows whose k or v would not be finite in f16 are marked.
 pub(crate) fn store(compute: &Compute, inputs: &Inputs<'_>, slices: &mut [Slice<'_>]) {
-    let Inputs { kernels, config, layer, .. } = *inputs;
-    let (q, kv, head_dim) = (config.q_width(), config.kv_width(), config.head_dim);
-    let width = q + 2 * kv;
+    let Inputs { config, layer, rows, .. } = *inputs;
+    let head_len = 2 * KV_CHUNK * config.head_dim;
+    let mut tasks = Vec::with_capacity(slices.len() * config.n_kv_heads);
     let mut first = 0;
     for slice in slices {
-        let (start, n) = (slice.kv.len(), slice.tokens.len());
-        let qkv = &inputs.qkv[first * width..][..n * width];
-        let rows = &inputs.rows[first..][..n];
-        first += n;
-        for block in start / KV_CHUNK..(start + n).div_ceil(KV_CHUNK) {
-            let positions = start.max(block * KV_CHUNK)..(start + n).min((block + 1) * KV_CHUNK);
-            let work = positions.len() * kv * 8;
-            compute.chunks(work, slice.kv.layer_mut(block, layer), 2 * KV_CHUNK * head_dim, |head, chunk| {
-                let (chunk_k, chunk_v) = chunk.split_at_mut(KV_CHUNK * head_dim);
-                for position in positions.clone() {
-                    let (k, v) = qkv[(position - start) * width + q..][..2 * kv].split_at(kv);
-                    let (k, v) = (&k[head * head_dim..][..head_dim], &v[head * head_dim..][..head_dim]);
-                    kernels.store_kv(chunk_k, chunk_v, position % KV_CHUNK, k, v);
-                    let fits = k.iter().chain(v).fold(true, |fits, x| fits & (x.abs() < F16_LIMIT));
-                    rows[position - start].check_that(fits);
-                }
-            });
+        let (start, end) = (slice.kv.len(), slice.kv.len() + slice.tokens.len());
+        let blocks = start / KV_CHUNK..end.div_ceil(KV_CHUNK);
+        for (block, part) in blocks.clone().zip(slice.kv.layers_mut(blocks, layer)) {
+            let row = |position: usize| first + position.clamp(start, end) - start;
+            let rows = row(block * KV_CHUNK)..row((block + 1) * KV_CHUNK);
+            let heads = part.chunks_mut(head_len).enumerate();
+            tasks.extend(heads.map(|(head, chunk)| Stored { head, rows: rows.clone(), chunk }));
         }
+        first += end - start;
     }
+    // Few large pieces: a task may be a single row.
+    let at_once = tasks.len().div_ceil(compute.team.threads() * STORE_PIECES);
+    compute.chunks(rows.len() * config.kv_width() * 8, &mut tasks, at_once, |_, tasks| {
+        tasks.iter_mut().for_each(|task| inputs.store(task));
+    });
 }
 
 /// Attention of every row over the keys up to its position, into `attended: [rows, q_width]`. Keys and values of the
@@ -116,6 +124,20 @@ pub(crate) fn attend(
 }
 
 impl Inputs<'_> {
+    fn store(&self, task: &mut Stored<'_>) {
+        let Inputs { kernels, config, qkv, .. } = *self;
+        let (q, kv, head_dim) = (config.q_width(), config.kv_width(), config.head_dim);
+        let (chunk_k, chunk_v) = task.chunk.split_at_mut(KV_CHUNK * head_dim);
+        for i in task.rows.clone() {
+            let row = &self.rows[i];
+            let (k, v) = qkv[i * (q + 2 * kv) + q..][..2 * kv].split_at(kv);
+            let (k, v) = (&k[task.head * head_dim..][..head_dim], &v[task.head * head_dim..][..head_dim]);
+            kernels.store_kv(chunk_k, chunk_v, row.position % KV_CHUNK, k, v);
+            let fits = k.iter().chain(v).fold(true, |fits, x| fits & (x.abs() < F16_LIMIT));
+            row.check_that(fits);
+        }
+    }
+
     fn run(&self, chunks: &Chunks<'_>, scratch: &mut TaskScratch, task: &mut Task<'_>) {
         let Inputs { kernels, config, layer, rows, qkv } = *self;
         let width = config.q_width() + 2 * config.kv_width();

@@ -1,7 +1,7 @@
 //! Memory for keys and values: fixed blocks of 256 positions from a bounded pool.
 //!
 //! A block holds all layers and all key/value heads of [`KV_CHUNK`] consecutive absolute positions of one sequence.
-//! Layout, f16 bits: `[layer][kv head]{ k: [head_dim][256], v: [256][head_dim] }`.
+//! Layout, f16 bits: `[layer][kv head]{ k: [8][head_dim][32], v: [256][head_dim] }`.
 //!
 //! Blocks are promised to a sequence first (growing within a promise never fails), allocated when their first position
 //! is written, shared through the prefix cache when they are full, and kept there after the sequence has ended until
@@ -13,6 +13,7 @@
 //! ```
 //! Invariants: blocks held plus blocks promised are at most `blocks_max`; so are blocks held, idle and free.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use assay_num::{KV_CHUNK, KvChunk};
@@ -415,13 +416,13 @@ impl KvSeq {
         assert!(blocks_for(self.len) <= self.blocks.len(), "positions written without memory");
     }
 
-    /// One layer of one block, mutable: `[kv head]{k, v}`, heads of [`KvShape::head_len`] elements.
-    pub(crate) fn layer_mut(&mut self, block: usize, layer: usize) -> &mut [u16] {
+    /// One layer of each of some blocks, mutable: `[kv head]{k, v}`, heads of [`KvShape::head_len`] elements.
+    pub(crate) fn layers_mut(&mut self, blocks: Range<usize>, layer: usize) -> impl Iterator<Item = &mut [u16]> {
         let len = self.shape.layer_len();
-        match &mut self.blocks[block] {
+        self.blocks[blocks].iter_mut().map(move |slot| match slot {
             Slot::Own(block) => &mut block.0[layer * len..][..len],
             Slot::Shared(_) => unreachable!("a shared block is full"),
-        }
+        })
     }
 
     /// Appends to `out` the chunks of one (layer, kv head) that cover the first `n_positions`.

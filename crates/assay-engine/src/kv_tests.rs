@@ -44,7 +44,8 @@ fn heads_and_layers_do_not_overlap() {
     let mut seq = pool.reserve(KV_CHUNK).expect("room");
     pool.grow(&mut seq, KV_CHUNK);
     for layer in 0..SHAPE.n_layers {
-        for (head, share) in seq.layer_mut(0, layer).chunks_mut(SHAPE.head_len()).enumerate() {
+        let heads = seq.layers_mut(0..1, layer).flat_map(|part| part.chunks_mut(SHAPE.head_len()));
+        for (head, share) in heads.enumerate() {
             let (k, v) = share.split_at_mut(KV_CHUNK * SHAPE.head_dim);
             k.fill((10 * layer + head) as u16);
             v.fill((10 * layer + head + 100) as u16);
@@ -76,8 +77,9 @@ fn feed(pool: &mut KvPool, seq: &mut KvSeq, tokens: &[u32], n: usize) {
     pool.grow(seq, n);
     for position in seq.len..seq.len + n {
         for layer in 0..SHAPE.n_layers {
-            let share = seq.layer_mut(position / KV_CHUNK, layer);
-            share[position % KV_CHUNK] = tokens[position] as u16;
+            let block = position / KV_CHUNK;
+            seq.layers_mut(block..block + 1, layer)
+                .for_each(|part| part[position % KV_CHUNK] = tokens[position] as u16);
         }
     }
     seq.advance(n);

@@ -196,8 +196,9 @@ fn touch(pool: &mut KvPool, model: &Model, n_sequences: usize, positions: usize)
     let mut sequences: Vec<KvSeq> = (0..n_sequences).filter_map(|_| pool.reserve(positions)).collect();
     for kv in &mut sequences {
         pool.grow(kv, positions);
-        for block in 0..positions.div_ceil(assay_num::KV_CHUNK) {
-            (0..model.config().n_layers).for_each(|layer| kv.layer_mut(block, layer).fill(0));
+        let blocks = positions.div_ceil(assay_num::KV_CHUNK);
+        for layer in 0..model.config().n_layers {
+            kv.layers_mut(0..blocks, layer).for_each(|part| part.fill(0));
         }
     }
     sequences.into_iter().for_each(|kv| pool.release(kv));

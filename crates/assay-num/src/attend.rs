@@ -7,13 +7,25 @@ use crate::scalar;
 /// Positions per chunk. Part of the definition: chunks are combined in order, so another length gives other bits.
 pub const KV_CHUNK: usize = 256;
 
+/// Positions whose keys lie together: those of one dimension are one cache line. So a chunk of which few positions are
+/// written is read, and written, in few pages.
+pub(crate) const KEY_PIECE: usize = 32;
+
 /// Keys and values of one layer and kv head for 256 positions, as f16 bits.
 #[derive(Debug, Clone, Copy)]
 pub struct KvChunk<'a> {
-    /// Transposed keys `[head_dim, 256]`: `k[d * 256 + p]`.
+    /// Keys in pieces of 32 positions, each transposed: `[8][head_dim][32]`, see [`KvChunk::key_index`].
     pub k: &'a [u16],
     /// Values `[256, head_dim]`: `v[p * head_dim + d]`.
     pub v: &'a [u16],
+}
+
+impl KvChunk<'_> {
+    /// Where dimension `d` of the key at position `p` of a chunk is in its keys.
+    #[inline]
+    pub fn key_index(head_dim: usize, d: usize, p: usize) -> usize {
+        (p / KEY_PIECE * head_dim + d) * KEY_PIECE + p % KEY_PIECE
+    }
 }
 
 /// How queries see keys. A plain scale converts into one.
@@ -83,11 +95,14 @@ impl Kernels {
         assert!(chunk_k.len() == KV_CHUNK * head_dim && chunk_v.len() == KV_CHUNK * head_dim);
         self.narrow(v, &mut chunk_v[p_in_chunk * head_dim..][..head_dim]);
         let mut narrowed = [0; 64];
-        for (k, columns) in k.chunks(64).zip(chunk_k.chunks_mut(64 * KV_CHUNK)) {
+        let (lines, _) =
+            chunk_k[KvChunk::key_index(head_dim, 0, p_in_chunk - p_in_chunk % KEY_PIECE)..].as_chunks_mut();
+        for (k, lines) in k.chunks(64).zip(lines.chunks_mut(64)) {
             let narrowed = &mut narrowed[..k.len()];
             self.narrow(k, narrowed);
-            for (column, &k) in columns.chunks_exact_mut(KV_CHUNK).zip(&*narrowed) {
-                column[p_in_chunk] = k;
+            for (line, &k) in lines.iter_mut().zip(&*narrowed) {
+                let line: &mut [u16; KEY_PIECE] = line;
+                line[p_in_chunk % KEY_PIECE] = k;
             }
         }
     }

@@ -25,7 +25,7 @@ macro_rules! float_kernels {
     ($features:literal, attend: $tiles:tt, dot: $dots:tt) => {
         use std::ops::Range;
 
-        use crate::attend::{AttendScratch, KV_CHUNK, KvChunk, Scoring};
+        use crate::attend::{AttendScratch, KEY_PIECE, KV_CHUNK, KvChunk, Scoring};
         use crate::f16;
         use crate::matmul::Columns;
         use crate::matrix::{FLOAT_ROWS, FloatWeights};
@@ -367,12 +367,18 @@ macro_rules! float_kernels {
         #[target_feature(enable = $features)]
         fn score_tile<const NQ: usize, const NP: usize>(q: &[f32], k: &[u16], p: usize, scale: f32, scores: &mut [f32]) -> usize {
             let head_dim = q.len() / NQ;
+            let (lines, _) = k.as_chunks::<KEY_PIECE>();
+            // Of each register of positions, the lines of all dimensions and its half of them.
+            let pieces: [(&[_], usize); NP] = std::array::from_fn(|b| {
+                let p = p + b * LANES;
+                (&lines[p / KEY_PIECE * head_dim..][..head_dim], p / LANES % 2)
+            });
             let mut sums = [[zero(); NP]; NQ];
-            for (d, k) in k.chunks_exact(KV_CHUNK).take(head_dim).enumerate() {
-                let (k, _) = k[p..p + NP * LANES].as_chunks::<LANES>();
+            for d in 0..head_dim {
                 let mut keys = [zero(); NP];
                 for b in 0..NP {
-                    keys[b] = load_f16(&k[b]);
+                    let (lines, half) = pieces[b];
+                    keys[b] = load_f16(&lines[d].as_chunks().0[half]);
                 }
                 for j in 0..NQ {
                     let q = splat(q[j * head_dim + d]);

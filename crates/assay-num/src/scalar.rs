@@ -254,7 +254,10 @@ pub fn attend(q: &[f32], chunks: &[KvChunk<'_>], n_keys: usize, scoring: impl In
 fn attend_chunk(q: &[f32], chunk: &KvChunk<'_>, valid: Range<usize>, scoring: Scoring, out: &mut [f32]) -> (f32, f32) {
     let head_dim = q.len();
     let score = |p: usize| {
-        let s = q.iter().enumerate().fold(0.0, |s, (d, &q)| fma(q, f16::to_f32(chunk.k[d * KV_CHUNK + p]), s));
+        let s = q
+            .iter()
+            .enumerate()
+            .fold(0.0, |s, (d, &q)| fma(q, f16::to_f32(chunk.k[KvChunk::key_index(head_dim, d, p)]), s));
         let s = s * scoring.scale;
         scoring.softcap.map_or(s, |cap| softcap(s, cap))
     };

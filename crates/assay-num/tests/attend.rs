@@ -95,7 +95,7 @@ fn windows_and_caps_equal_their_definition() {
                 for p in 0..first {
                     let (c, p) = (p / KV_CHUNK, p % KV_CHUNK);
                     cache.v[c][p * head_dim..][..head_dim].fill(0x7e00);
-                    (0..head_dim).for_each(|d| cache.k[c][d * KV_CHUNK + p] = 0x7e00);
+                    (0..head_dim).for_each(|d| cache.k[c][KvChunk::key_index(head_dim, d, p)] = 0x7e00);
                 }
                 let chunks = cache.chunks();
                 let q = rng.floats(7 * head_dim, 1.0);
@@ -161,7 +161,7 @@ fn attention_is_softmax_attention() {
     let cache = Cache::new(&mut rng, head_dim, n, 2.0);
     let q = rng.floats(head_dim, 2.0);
     let wide = |bits: u16| f64::from(f16::to_f32(bits));
-    let key = |p: usize, d: usize| wide(cache.k[p / KV_CHUNK][d * KV_CHUNK + p % KV_CHUNK]);
+    let key = |p: usize, d: usize| wide(cache.k[p / KV_CHUNK][KvChunk::key_index(head_dim, d, p % KV_CHUNK)]);
     let value = |p: usize, d: usize| wide(cache.v[p / KV_CHUNK][p % KV_CHUNK * head_dim + d]);
     let weights: Vec<f64> =
         (0..n).map(|p| libm::exp((0..head_dim).map(|d| f64::from(q[d]) * key(p, d)).sum::<f64>() * 0.125)).collect();
@@ -188,7 +188,7 @@ fn a_value_that_is_not_finite_is_not_hidden() {
             kernels.attend(&q, &cache.chunks(), 300, 0.2, &mut AttendScratch::new(), &mut out);
             assert!(!out[3].is_finite(), "{}", kernels.isa());
         }
-        cache.k[0][5 * KV_CHUNK + 20] = 0x7e00;
+        cache.k[0][KvChunk::key_index(head_dim, 5, 20)] = 0x7e00;
         for kernels in kernels() {
             let mut out = vec![0.0; head_dim];
             kernels.attend(&q, &cache.chunks(), 300, 0.2, &mut AttendScratch::new(), &mut out);

@@ -140,7 +140,7 @@ impl Reference {
             }
             let (keys, values) = cache.last_mut().expect("pushed at position 0");
             for d in 0..head_dim {
-                keys[d * KV_CHUNK + p] = f16::from_f32_rne(k[kv_head * head_dim + d]);
+                keys[KvChunk::key_index(head_dim, d, p)] = f16::from_f32_rne(k[kv_head * head_dim + d]);
                 values[p * head_dim + d] = f16::from_f32_rne(v[kv_head * head_dim + d]);
             }
             let chunks: Vec<KvChunk<'_>> = cache.iter().map(|(k, v)| KvChunk { k, v }).collect();

@@ -4,16 +4,16 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::ask;
 use super::k_neon::{
     float_scale, float_zero, fma, fnma, four, high, lift, load, low, mac_pairs, pairs, scales, sub32, two, write, zero,
 };
+use super::{ask, fetch_part};
 use crate::acts::ActSuperBlock;
-use crate::k_kernels::{k_kernels, within_group};
-use crate::k_matrix::KWeights;
+use crate::k_kernels::{TOKENS, k_kernels, within_group};
+use crate::k_matrix::{KBlock, KWeights};
 use crate::matmul::Columns;
 
-k_kernels!("neon,dotprod", parts: 4, tiles: [4, 2, 2, 1], early: false);
+k_kernels!("neon,dotprod", parts: 4, float: float32x4_t, one: 4, more: 2, panels: false, early: false);
 
 #[inline]
 #[target_feature(enable = "neon,dotprod")]

@@ -8,18 +8,18 @@
 use std::arch::aarch64::*;
 use std::ops::Range;
 
-use super::ask;
 use super::load::{load_u8, store_f32, widen_f16};
+use super::{ask, fetch_part};
 use crate::acts::ActSuperBlock;
-use crate::k_kernels::{k_kernels, within_group};
-use crate::k_matrix::KWeights;
+use crate::k_kernels::{TOKENS, k_kernels, within_group};
+use crate::k_matrix::{KBlock, KWeights};
 use crate::matmul::Columns;
 use crate::matrix::GROUP;
 
 /// Rows of a part: one register of f32.
 const ROWS: usize = GROUP / 4;
 
-k_kernels!("neon", parts: 4, tiles: [4, 2, 1, 1], early: true);
+k_kernels!("neon", parts: 4, float: float32x4_t, one: 4, more: 1, panels: false, early: true);
 
 #[inline]
 #[target_feature(enable = "neon")]

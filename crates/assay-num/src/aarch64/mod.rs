@@ -18,6 +18,10 @@ mod quantize;
 #[inline(always)]
 fn ask<T>(_line: &T) {}
 
+/// Asks memory for a part of `value`: as [`ask`].
+#[inline(always)]
+fn fetch_part<T>(_value: &T, _part: usize, _parts: usize) {}
+
 /// As NEON, with `sdot` for the quantized products.
 pub(crate) mod dotprod {
     pub(crate) use super::k_dotprod::k_groups;

@@ -7,12 +7,12 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::ask;
 use super::avx2::{load8, load8_f16, store8};
 use super::q8_avx2::lanes;
+use super::{ask, fetch_part};
 use crate::acts::ActSuperBlock;
-use crate::k_kernels::{k_kernels, within_group};
-use crate::k_matrix::KWeights;
+use crate::k_kernels::{TOKENS, k_kernels, within_group};
+use crate::k_matrix::{KBlock, KWeights};
 use crate::matmul::Columns;
 use crate::matrix::GROUP;
 use crate::scalar::{SUPER_BLOCK, super_block_scale};
@@ -20,7 +20,7 @@ use crate::scalar::{SUPER_BLOCK, super_block_scale};
 /// Rows of a part: one register of f32.
 const ROWS: usize = GROUP / 2;
 
-k_kernels!("avx2,fma,f16c", parts: 2, tiles: [2, 1, 1, 1], early: true);
+k_kernels!("avx2,fma,f16c", parts: 2, float: __m256, one: 2, more: 1, panels: false, early: true);
 
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -5,16 +5,16 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::ask;
 use super::avx512::{load as load_floats, load_f16, store};
+use super::{ask, fetch_part};
 use crate::acts::ActSuperBlock;
-use crate::k_kernels::{k_kernels, within_group};
-use crate::k_matrix::KWeights;
+use crate::k_kernels::{TOKENS, k_kernels, within_group};
+use crate::k_matrix::{KBlock, KWeights};
 use crate::matmul::Columns;
 use crate::matrix::GROUP;
 use crate::scalar::{SUPER_BLOCK, super_block_scale};
 
-k_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c", parts: 1, tiles: [1, 2, 2, 2], early: false);
+k_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c", parts: 1, float: __m512, one: 1, more: 2, panels: true, early: false);
 
 #[inline]
 #[target_feature(enable = "avx512f")]

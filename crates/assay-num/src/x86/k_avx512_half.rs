@@ -6,16 +6,16 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::ask;
 use super::k_avx2::{
     float_scale, float_zero, fma, fnma, four, high, lift, load, low, pairs, sub32, two, widened as scales, write, zero,
 };
+use super::{ask, fetch_part};
 use crate::acts::ActSuperBlock;
-use crate::k_kernels::{k_kernels, within_group};
-use crate::k_matrix::KWeights;
+use crate::k_kernels::{TOKENS, k_kernels, within_group};
+use crate::k_matrix::{KBlock, KWeights};
 use crate::matmul::Columns;
 
-k_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c", parts: 2, tiles: [2, 1, 1, 1], early: false);
+k_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c", parts: 2, float: __m256, one: 2, more: 1, panels: false, early: false);
 
 #[inline]
 #[target_feature(enable = "avx512vl,avx512vnni")]

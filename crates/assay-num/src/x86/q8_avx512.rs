@@ -8,76 +8,187 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::ask_for_one_of;
 use super::avx512::{load, load_f16, store};
+use super::{LINE, ask, fetch};
 use crate::acts::ActBlock;
+use crate::k_kernels::TOKENS;
 use crate::matmul::{Columns, GROUPS};
-use crate::matrix::{GROUP, Q8Weights};
+use crate::matrix::{GROUP, Q8Weights, WeightBlock};
 use crate::scalar::Q8_BLOCK;
+
+/// Blocks of columns that meet some tokens before the next ones do: with four groups 9 KB, so that these weights and the
+/// next ones, which are asked for meanwhile, fit the L1 cache beside the tokens and their sums.
+const PANEL: usize = 4;
+
+/// Tokens of a register tile, at most.
+const TILE: usize = 4;
+
+/// With so few tiles the first one asks memory for the next panel, line by line; with more, each of them for a part.
+const EVENLY: usize = 2;
+
+/// Sums of some tokens for G groups.
+#[repr(align(64))]
+struct Sums<const G: usize>([[[f32; GROUP]; G]; TOKENS]);
+
+impl<const G: usize> Sums<G> {
+    fn zero() -> Self {
+        Sums([[[0.0; GROUP]; G]; TOKENS])
+    }
+}
 
 /// Groups `groups` times all tokens of `x: [m, n_blocks]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
 pub(crate) fn q8_groups(w: &Q8Weights, groups: Range<usize>, x: &[ActBlock], out: &mut Columns<'_>) {
-    let m = x.len() / w.n_blocks;
+    let n = w.n_blocks;
+    if x.len() == n {
+        return groups.for_each(|g| single(w, g, x, out));
+    }
+    let mut sums = Sums::<GROUPS>::zero();
+    for (i, x) in x.chunks(TOKENS * n).enumerate() {
+        let mut g = groups.start;
+        while g + GROUPS <= groups.end {
+            panels(w, g, x, i * TOKENS, &mut sums, out);
+            g += GROUPS;
+        }
+        for g in g..groups.end {
+            panels(w, g, x, i * TOKENS, &mut Sums::<1>::zero(), out);
+        }
+    }
+}
+
+/// Group `g` times one token: one stream of memory, which can be asked for ahead of time.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+fn single(w: &Q8Weights, g: usize, x: &[ActBlock], out: &mut Columns<'_>) {
+    let (q, d) = w.group(g);
+    let mut acc = _mm512_setzero_ps();
+    for (b, ((q, d), x)) in q.iter().zip(d).zip(x).enumerate() {
+        let mut isum = _mm512_set1_epi32(x.offset);
+        for (line, x) in q.0.iter().zip(&x.q) {
+            ask(line);
+            isum = _mm512_dpbusd_epi32(isum, load_bytes(line), four(*x));
+        }
+        // Two rows of scales are one line.
+        if b % 2 == 0 {
+            ask(d);
+        }
+        acc = step(isum, load_f16(d), x.d, acc);
+    }
+    let mut rows = [0.0; GROUP];
+    store(acc, &mut rows);
+    out.write(0, g * GROUP, &rows);
+}
+
+/// The first G of `groups` times the tokens of `x: [at most TOKENS, n_blocks]`, which are `first_token` and those after
+/// it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+fn panels<const G: usize>(
+    w: &Q8Weights,
+    g: usize,
+    x: &[ActBlock],
+    first_token: usize,
+    sums: &mut Sums<G>,
+    out: &mut Columns<'_>,
+) {
+    let n = w.n_blocks;
+    let m = x.len() / n;
+    let mut groups = [w.group(g); G];
+    for (j, group) in groups.iter_mut().enumerate() {
+        *group = w.group(g + j);
+    }
+    let sums = &mut sums.0[..m];
+    sums.as_flattened_mut().as_flattened_mut().fill(0.0);
+    let mut first = 0;
+    while first < n {
+        // After the last panel comes the first one of the next groups.
+        let ahead = |size| if first + size < n { first + size } else { G * n };
+        if first + PANEL <= n {
+            panel::<G, PANEL>(&groups, first, ahead(PANEL), x, sums);
+            first += PANEL;
+        } else {
+            panel::<G, 1>(&groups, first, ahead(1), x, sums);
+            first += 1;
+        }
+    }
+    for (t, sums) in sums.iter().enumerate() {
+        out.write(first_token + t, g * GROUP, sums.as_flattened());
+    }
+}
+
+/// Blocks of a group and their scales.
+type Blocks<'a> = (&'a [WeightBlock], &'a [[u16; GROUP]]);
+
+/// Blocks `first..first + P` of G groups times all tokens of `x`; meanwhile memory is asked for as many blocks from
+/// `ahead` on, counted from the start of each group.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+fn panel<const G: usize, const P: usize>(
+    groups: &[Blocks<'_>; G],
+    first: usize,
+    ahead: usize,
+    x: &[ActBlock],
+    sums: &mut [[[f32; GROUP]; G]],
+) {
+    let n = x.len() / sums.len();
+    let n_tiles = sums.len().div_ceil(TILE);
     let mut t = 0;
-    while t < m {
-        t += match m - t {
-            // One group is one stream of memory, which is what can be asked for ahead of time.
-            1 => tokens::<1, 1>(w, groups.clone(), x, t, out),
-            2 => tokens::<GROUPS, 2>(w, groups.clone(), x, t, out),
-            3 => tokens::<GROUPS, 3>(w, groups.clone(), x, t, out),
-            _ => tokens::<GROUPS, 4>(w, groups.clone(), x, t, out),
+    for tile in 0..n_tiles {
+        let (x, left) = (&x[t * n..], &mut sums[t..]);
+        // Tiles of nearly the same size: the sums of a small one would wait for each other.
+        let size = left.len().div_ceil(n_tiles - tile);
+        if n_tiles <= EVENLY && tile == 0 {
+            t += match size {
+                1 => add_tile::<G, 1, P, true>(groups, first, ahead, n, x, left),
+                2 => add_tile::<G, 2, P, true>(groups, first, ahead, n, x, left),
+                3 => add_tile::<G, 3, P, true>(groups, first, ahead, n, x, left),
+                _ => add_tile::<G, 4, P, true>(groups, first, ahead, n, x, left),
+            };
+            continue;
+        }
+        if n_tiles > EVENLY {
+            // Each tile asks for its part, so that memory and arithmetic are busy at the same time.
+            for piece in (tile..G * P).step_by(n_tiles) {
+                let ((q, d), b) = (groups[piece % G], ahead + piece / G);
+                (0..8).for_each(|line| fetch(q.as_ptr().wrapping_add(b).wrapping_byte_add(line * LINE)));
+                fetch(d.as_ptr().wrapping_add(b));
+            }
+        }
+        t += match size {
+            1 => add_tile::<G, 1, P, false>(groups, first, ahead, n, x, left),
+            2 => add_tile::<G, 2, P, false>(groups, first, ahead, n, x, left),
+            3 => add_tile::<G, 3, P, false>(groups, first, ahead, n, x, left),
+            _ => add_tile::<G, 4, P, false>(groups, first, ahead, n, x, left),
         };
     }
 }
 
-/// All groups times tokens `t..t + T`, G groups at a time; returns T. Four groups and four tokens make 16 sums of each
-/// kind, measured faster than 2 x 6 for small batches and equal for large ones.
+/// Blocks `first..first + P` of G groups times the first T tokens of `x: [at least T, n]`: [`crate::scalar::q8_dot`] in
+/// each of the 16 lanes, from `sums` on; returns T.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
-fn tokens<const G: usize, const T: usize>(
-    w: &Q8Weights,
-    groups: Range<usize>,
+fn add_tile<const G: usize, const T: usize, const P: usize, const ASK: bool>(
+    groups: &[Blocks<'_>; G],
+    first: usize,
+    ahead: usize,
+    n: usize,
     x: &[ActBlock],
-    t: usize,
-    out: &mut Columns<'_>,
+    sums: &mut [[[f32; GROUP]; G]],
 ) -> usize {
-    let mut g = groups.start;
-    while g + G <= groups.end {
-        if t == 0 {
-            tile::<G, T, true>(w, g, x, t, out);
-        } else {
-            tile::<G, T, false>(w, g, x, t, out);
-        }
-        g += G;
+    // Of known length, so that nothing is checked in the loops, where that would keep the sums from running side by side.
+    let (mut q, mut d): ([&[_; P]; G], [&[_; P]; G]) = ([at(groups[0].0, first); G], [at(groups[0].1, first); G]);
+    let mut acts: [&[_; P]; T] = [at(x, first); T];
+    for j in 1..G {
+        (q[j], d[j]) = (at(groups[j].0, first), at(groups[j].1, first));
     }
-    for g in g..groups.end {
-        tile::<1, T, true>(w, g, x, t, out);
+    for i in 1..T {
+        acts[i] = at(x, i * n + first);
     }
-    T
-}
-
-/// Groups `g..g + G` times tokens `t..t + T`: [`crate::scalar::q8_dot`] in each of the 16 lanes. The first tokens find the
-/// weights in memory, the others in the L2 cache.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
-fn tile<const G: usize, const T: usize, const FIRST: bool>(
-    w: &Q8Weights,
-    g: usize,
-    x: &[ActBlock],
-    t: usize,
-    out: &mut Columns<'_>,
-) {
-    let n = w.n_blocks;
-    let groups: [_; G] = std::array::from_fn(|i| w.group(g + i));
-    let q = groups.map(|(q, _)| &q[..n]);
-    let d = groups.map(|(_, d)| &d[..n]);
-    let x: [&[ActBlock]; T] = std::array::from_fn(|i| &x[(t + i) * n..(t + i + 1) * n]);
-    let mut acc = [[_mm512_setzero_ps(); T]; G];
-    for b in 0..n {
+    let sums: &mut [_; T] = sums.first_chunk_mut().expect("sums of T tokens");
+    for b in 0..P {
         let mut isum = [[_mm512_setzero_si512(); T]; G];
         for i in 0..T {
-            let offset = _mm512_set1_epi32(x[i][b].offset);
+            let offset = _mm512_set1_epi32(acts[i][b].offset);
             for j in 0..G {
                 isum[j][i] = offset;
             }
@@ -85,36 +196,51 @@ fn tile<const G: usize, const T: usize, const FIRST: bool>(
         for line in 0..8 {
             let mut weights = [_mm512_setzero_si512(); G];
             for j in 0..G {
-                if FIRST {
-                    ask_for_one_of::<G, _>(&q[j][b].0[line]);
+                if ASK {
+                    fetch(groups[j].0.as_ptr().wrapping_add(ahead + b).wrapping_byte_add(line * LINE));
                 }
                 weights[j] = load_bytes(&q[j][b].0[line]);
             }
             for i in 0..T {
-                let four = _mm512_set1_epi32(i32::from_ne_bytes(x[i][b].q[line].map(|q| q as u8)));
+                let four = four(acts[i][b].q[line]);
                 for j in 0..G {
                     isum[j][i] = _mm512_dpbusd_epi32(isum[j][i], weights[j], four);
                 }
             }
         }
         for j in 0..G {
-            if FIRST && b % 2 == 0 {
-                ask_for_one_of::<G, _>(&d[j][b]);
+            // Two rows of scales are one line.
+            if ASK && b % 2 == 0 {
+                fetch(groups[j].1.as_ptr().wrapping_add(ahead + b));
             }
             let dw = load_f16(&d[j][b]);
             for i in 0..T {
-                let scale = _mm512_mul_ps(dw, _mm512_set1_ps(x[i][b].d));
-                acc[j][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[j][i]), scale, acc[j][i]);
+                let sum = &mut sums[i][j];
+                store(step(isum[j][i], dw, acts[i][b].d, load(sum)), sum);
             }
         }
     }
-    for j in 0..G {
-        for i in 0..T {
-            let mut rows = [0.0; GROUP];
-            store(acc[j][i], &mut rows);
-            out.write(t + i, (g + j) * GROUP, &rows);
-        }
-    }
+    T
+}
+
+/// N elements from `from` on.
+#[inline(always)]
+fn at<T, const N: usize>(values: &[T], from: usize) -> &[T; N] {
+    values[from..].first_chunk().expect("N elements are left")
+}
+
+/// `fma(f32(isum), dw * dx, acc)`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn step(isum: __m512i, dw: __m512, dx: f32, acc: __m512) -> __m512 {
+    _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum), _mm512_mul_ps(dw, _mm512_set1_ps(dx)), acc)
+}
+
+/// Four activations in every lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn four(q: [i8; 4]) -> __m512i {
+    _mm512_set1_epi32(i32::from_ne_bytes(q.map(|q| q as u8)))
 }
 
 /// [`crate::scalar::quantize_block`] for each block.
