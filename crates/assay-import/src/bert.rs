@@ -1,13 +1,12 @@
 //! BERT-family encoders, as sentence-transformers and the BGE models publish them.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Value, json};
 
 use crate::ImportError;
 use crate::folder::{Folder, Weights};
 use crate::json::{Json, shown};
 use crate::plan::{Import, Options, Pooling};
+use crate::put::Put;
 use crate::wordpiece;
 
 const ARCHITECTURE: &str = "bert";
@@ -159,7 +158,7 @@ fn put_tensors<'a>(
     // Checkpoints converted from the first release call a norm's weight and bias so.
     let old_norms = weights.names().any(|name| name.ends_with("LayerNorm.gamma"));
     let (norm_weight, norm_bias) = if old_norms { ("gamma", "beta") } else { ("weight", "bias") };
-    let mut put = Put { import, weights, prefix, taken: BTreeSet::new() };
+    let mut put = Put::new(import, weights, prefix);
     let size = |size: Size| {
         u64::from(match size {
             Size::Width => shape.width,
@@ -190,11 +189,9 @@ fn put_tensors<'a>(
             }
         }
     }
-    let taken = put.taken;
-    let left = weights.names().find(|name| {
+    let left = put.left(|name| {
         let own = name.strip_prefix(prefix).unwrap_or(name);
-        let unused = UNUSED.iter().any(|unused| own.starts_with(unused) || name.starts_with(unused));
-        !unused && !taken.contains(*name)
+        UNUSED.iter().any(|unused| own.starts_with(unused) || name.starts_with(unused))
     });
     match left {
         None => Ok(()),
@@ -202,31 +199,5 @@ fn put_tensors<'a>(
             "architectures",
             format!("tensor {name} is not part of a plain BERT encoder of {} layers", shape.layers),
         )),
-    }
-}
-
-/// Takes tensors from the weights into the file.
-struct Put<'i, 'w, 'a> {
-    import: &'i mut Import<'a>,
-    weights: &'w Weights<'a>,
-    prefix: &'static str,
-    taken: BTreeSet<String>,
-}
-
-impl Put<'_, '_, '_> {
-    fn matrix(&mut self, here: &str, there: &str, rows: u64, k: u64) -> Result<(), ImportError> {
-        let name = format!("{}{there}", self.prefix);
-        let tensor = self.weights.tensor(&name, &[rows, k])?;
-        self.taken.insert(name);
-        self.import.matrix(here, tensor, rows, k)
-    }
-
-    /// A tensor of `shape`, slowest-varying size first.
-    fn table(&mut self, here: &str, there: &str, shape: &[u64]) -> Result<(), ImportError> {
-        let name = format!("{}{there}", self.prefix);
-        let tensor = self.weights.tensor(&name, shape)?;
-        self.taken.insert(name);
-        let dims: Vec<u64> = shape.iter().rev().copied().collect();
-        self.import.exact(here, tensor, &dims)
     }
 }

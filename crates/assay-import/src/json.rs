@@ -80,6 +80,14 @@ impl Json {
         }
     }
 
+    /// Fails unless the value at `path` is absent or the number 1.
+    pub fn only_one(&self, path: &str) -> Result<(), ImportError> {
+        match self.f64(path)? {
+            None | Some(1.0) => Ok(()),
+            Some(_) => Err(self.unexpected(path, "only 1 is supported")),
+        }
+    }
+
     /// The error that the value at `path` is not what was `expected`.
     pub fn unexpected(&self, path: &str, expected: impl Into<String>) -> ImportError {
         let found = shown(&self.get(path).map_or("missing".to_owned(), Value::to_string));

@@ -9,9 +9,12 @@
 //! ```
 
 mod bert;
+mod bpe;
+mod decoder;
 mod folder;
 mod json;
 mod plan;
+mod put;
 mod safetensors;
 mod wordpiece;
 

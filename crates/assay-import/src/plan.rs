@@ -9,6 +9,7 @@ use assay_gguf::{GgmlType, quant};
 
 use crate::ImportError;
 use crate::bert;
+use crate::decoder;
 use crate::folder::{Folder, Tensor};
 
 /// Values read at once: bounds memory to this or one row.
@@ -66,6 +67,15 @@ pub struct Import<'a> {
 #[derive(Debug)]
 enum Source<'a> {
     Tensor(Tensor<'a>),
+    /// A matrix with rows of `k` whose heads of `head_dim` rows are published as two halves that rotate together, and
+    /// written pair by pair: row 2i is row i, row 2i + 1 is row head_dim / 2 + i.
+    Rotated {
+        tensor: Tensor<'a>,
+        k: usize,
+        head_dim: usize,
+    },
+    /// Made here.
+    Values(Vec<f32>),
 }
 
 /// Reads what `folder` says and plans the file. Weights are not read yet.
@@ -78,7 +88,11 @@ pub fn plan<'a>(folder: &Folder<'a>, options: Options) -> Result<Import<'a>, Imp
     let config = folder.json(CONFIG)?.ok_or_else(missing)?;
     match config.str("model_type")? {
         Some("bert") => bert::plan(folder, &config, options),
-        _ => Err(config.unexpected("model_type", "this release imports \"bert\"")),
+        Some(name) if decoder::is_known(name) => decoder::plan(folder, &config, options),
+        _ => Err(config.unexpected(
+            "model_type",
+            "this release imports \"llama\", \"mistral\", \"qwen2\", \"qwen3\" and \"bert\"",
+        )),
     }
 }
 
@@ -106,6 +120,26 @@ impl<'a> Import<'a> {
     pub(crate) fn matrix(&mut self, name: &str, tensor: Tensor<'a>, rows: u64, k: u64) -> Result<(), ImportError> {
         self.writer.tensor(name, &[k, rows], self.precision.of_rows(k))?;
         self.sources.push(Source::Tensor(tensor));
+        Ok(())
+    }
+
+    /// As [`Import::matrix`], the two halves of each head's rows made neighbours.
+    pub(crate) fn rotated(
+        &mut self,
+        name: &str,
+        tensor: Tensor<'a>,
+        (rows, k): (u64, u64),
+        head_dim: u64,
+    ) -> Result<(), ImportError> {
+        self.writer.tensor(name, &[k, rows], self.precision.of_rows(k))?;
+        self.sources.push(Source::Rotated { tensor, k: k as usize, head_dim: head_dim as usize });
+        Ok(())
+    }
+
+    /// Adds a vector that is in no file.
+    pub(crate) fn values(&mut self, name: &str, values: Vec<f32>) -> Result<(), ImportError> {
+        self.writer.tensor(name, &[values.len() as u64], GgmlType::F32)?;
+        self.sources.push(Source::Values(values));
         Ok(())
     }
 
@@ -178,12 +212,25 @@ impl Source<'_> {
     fn read(&self, from: usize, out: &mut [f32]) -> Result<(), ImportError> {
         match self {
             Source::Tensor(tensor) => tensor.read(from, out),
+            Source::Rotated { tensor, k, head_dim } => {
+                for (row, out) in (from / k..).zip(out.chunks_exact_mut(*k)) {
+                    let (head, place) = (row / head_dim, row % head_dim);
+                    let published = head * head_dim + place % 2 * (head_dim / 2) + place / 2;
+                    tensor.read(published * k, out)?;
+                }
+                Ok(())
+            }
+            Source::Values(values) => {
+                out.copy_from_slice(&values[from..from + out.len()]);
+                Ok(())
+            }
         }
     }
 
     fn bytes(&self) -> u64 {
         match self {
-            Source::Tensor(tensor) => tensor.bytes(),
+            Source::Tensor(tensor) | Source::Rotated { tensor, .. } => tensor.bytes(),
+            Source::Values(values) => size_of_val(&values[..]) as u64,
         }
     }
 }

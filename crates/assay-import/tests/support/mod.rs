@@ -2,9 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use assay_gguf::Gguf;
+use assay_gguf::{Gguf, StrArray};
 use assay_import::Folder;
 use assay_testkit::encoders::{SPECIALS, TinyBert, bert_vocab, tiny_bert};
+use assay_testkit::models::{CHAT_TEMPLATE, Family, TinyLlama, tiny_llama};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -64,6 +65,30 @@ impl Files {
             files.put(file, value.to_string().into_bytes());
         }
         files.put("vocab.txt", bert_vocab().join("\n").into_bytes());
+        files.write_weights();
+        files
+    }
+
+    /// The folder that `model`, with matrices in F32, would be published as.
+    pub fn decoder(model: TinyLlama) -> Files {
+        let bytes = tiny_llama(model);
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let mut tensors = Vec::new();
+        for info in gguf.tensors().iter().filter(|info| info.name != "rope_freqs.weight") {
+            let mut data = gguf.tensor_bytes(&bytes, info).unwrap().to_vec();
+            let is_rotated = info.name.contains("attn_q.") || info.name.contains("attn_k.");
+            if is_rotated && matches!(model.family, Family::Llama { .. }) {
+                data = halves(&data, info.dims[0] as usize * 4, (model.d_model / model.heads) as usize);
+            }
+            let shape = info.dims.iter().rev().copied().collect();
+            tensors.push(Tensor { name: published_decoder_name(&info.name), dtype: "F32", shape, data });
+        }
+        let mut files = Files { files: BTreeMap::new(), tensors, split: None };
+        files.put("config.json", decoder_config(&model, &gguf).to_string().into_bytes());
+        files.put("tokenizer.json", decoder_tokenizer(&gguf).to_string().into_bytes());
+        let config = json!({"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}, "pad_token": null,
+            "chat_template": CHAT_TEMPLATE});
+        files.put("tokenizer_config.json", config.to_string().into_bytes());
         files.write_weights();
         files
     }
@@ -205,4 +230,86 @@ fn texts(model: &TinyBert) -> Vec<(&'static str, Value)> {
             }),
         ),
     ]
+}
+
+/// The rows of each head, which are pairs, as all firsts and then all seconds.
+fn halves(data: &[u8], row_len: usize, head_dim: usize) -> Vec<u8> {
+    let heads = data.chunks_exact(row_len * head_dim);
+    let order = (0..head_dim).step_by(2).chain((1..head_dim).step_by(2));
+    heads.flat_map(|head| order.clone().flat_map(|row| head[row * row_len..][..row_len].to_vec())).collect()
+}
+
+fn published_decoder_name(name: &str) -> String {
+    let (stem, what) = name.rsplit_once('.').unwrap();
+    let stem = match stem {
+        "token_embd" => "model.embed_tokens".to_owned(),
+        "output_norm" => "model.norm".to_owned(),
+        "output" => "lm_head".to_owned(),
+        _ => {
+            let (layer, part) = stem.strip_prefix("blk.").unwrap().split_once('.').unwrap();
+            let part = match part {
+                "attn_norm" => "input_layernorm",
+                "attn_q" => "self_attn.q_proj",
+                "attn_k" => "self_attn.k_proj",
+                "attn_v" => "self_attn.v_proj",
+                "attn_q_norm" => "self_attn.q_norm",
+                "attn_k_norm" => "self_attn.k_norm",
+                "attn_output" => "self_attn.o_proj",
+                "ffn_norm" => "post_attention_layernorm",
+                "ffn_gate" => "mlp.gate_proj",
+                "ffn_up" => "mlp.up_proj",
+                "ffn_down" => "mlp.down_proj",
+                other => panic!("{other}"),
+            };
+            format!("model.layers.{layer}.{part}")
+        }
+    };
+    format!("{stem}.{what}")
+}
+
+fn decoder_config(model: &TinyLlama, gguf: &Gguf) -> Value {
+    let q = gguf.tensor("blk.0.attn_q.weight").unwrap().dims[1];
+    let mut config = json!({
+        "model_type": model.family.architecture(),
+        "hidden_act": "silu",
+        "hidden_size": model.d_model,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "intermediate_size": model.ffn,
+        "max_position_embeddings": model.context,
+        "vocab_size": model.vocab,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": false,
+        "use_sliding_window": false,
+        "sliding_window": 32_768,
+    });
+    if model.family == Family::Qwen3 {
+        config["head_dim"] = json!(q / u64::from(model.heads));
+    }
+    config
+}
+
+fn decoder_tokenizer(gguf: &Gguf) -> Value {
+    let texts = |key: &str| gguf.require::<&StrArray>(key).unwrap().iter().map(str::to_owned).collect::<Vec<String>>();
+    let tokens = texts("tokenizer.ggml.tokens");
+    let n = assay_testkit::models::SPECIALS.len();
+    let vocab: Map<String, Value> =
+        tokens.iter().enumerate().skip(n).map(|(id, text)| (text.clone(), json!(id))).collect();
+    let added: Vec<Value> =
+        tokens[..n].iter().enumerate().map(|(id, text)| json!({"id": id, "content": text, "special": true})).collect();
+    let single = json!([{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+    json!({
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": {"type": "Sequence", "processors": [
+            {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true},
+            {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}},
+        ]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": texts("tokenizer.ggml.merges")},
+    })
 }
