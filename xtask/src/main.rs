@@ -11,8 +11,8 @@ mod tidy;
 
 const HELP: &str = "cargo xtask COMMAND
 
-  test [STEP ...]   every test: tidy, rust, arm, tokenizers, files, fuzz, contracts, embeddings, clients, x402
-                    (all without STEP); --without STEP leaves one out
+  test [STEP ...]   every test: tidy, rust, arm, tokenizers, files, fuzz, contracts, embeddings, clients, x402,
+                    chains (all without STEP); --without STEP leaves one out
   tidy              the rules of docs/ARCHITECTURE.md that a program can check
   fuzz [TARGET ...] [--runs N | --seconds N]
                     what strangers write, mutated: gguf, safetensors, tokenizer, template, model, wire, request

@@ -20,6 +20,7 @@ const STEPS: &[(&str, Step)] = &[
     ("embeddings", embeddings),
     ("clients", clients),
     ("x402", x402),
+    ("chains", chains),
 ];
 
 /// Inputs of each fuzz target, and where they start: a fresh checkout tests the same ones every time.
@@ -145,6 +146,18 @@ fn x402() -> anyhow::Result<()> {
     let dir = root().join("tests/x402");
     npm_ci(&dir)?;
     shell::run(Command::new("node").arg("run.mjs").arg(target_dir().join("release/assay")).current_dir(&dir))
+}
+
+/// One story of the whole protocol on the embedded chain, anvil and the EthereumJS client, which have to agree to the
+/// unit of gas.
+fn chains() -> anyhow::Result<()> {
+    // Together with the program, so that what both need is not built twice with other features.
+    let package = ["--package", "assay", "--package", "assay-chain", "--example", "serve"];
+    cargo(&[&["build", "--release", "--locked"][..], &package].concat())?;
+    let dir = root().join("tests/chains");
+    npm_ci(&dir)?;
+    let serve = target_dir().join("release/examples/serve");
+    shell::run(Command::new("node").arg("run.mjs").arg(serve).current_dir(&dir))
 }
 
 fn cargo(args: &[&str]) -> anyhow::Result<()> {
