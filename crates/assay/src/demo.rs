@@ -37,7 +37,7 @@ const STAKE: Amount = Amount(500_000_000);
 const FUNDS: Amount = Amount(1_000_000_000);
 /// Providers: the first cheats and is the cheapest.
 const PROVIDERS: usize = 3;
-/// Tokens of an answer.
+/// Most tokens of an answer; if more are asked for, the answer goes on after its end.
 const TOKENS: u32 = 48;
 /// Prompts, until the cheat's weights give another answer.
 const PROMPTS: [&str; 5] = [
@@ -49,6 +49,9 @@ const PROMPTS: [&str; 5] = [
 ];
 /// Longest answer of the gateway that is read.
 const REPLY_BYTES_MAX: u64 = 16 << 20;
+/// How often a receipt is asked for, and the pause between.
+const RECEIPT_TRIES: u32 = 100;
+const RECEIPT_PAUSE: Duration = Duration::from_millis(20);
 /// How long the gateway may take to find and fund all providers.
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -70,6 +73,9 @@ struct CheatArgs {
     /// Folder for everything; must be new or empty [default: one for this run below the temporary folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Most tokens of the answer; from 49 on it goes on after its end, to dispute a long one
+    #[arg(long, value_name = "N", default_value_t = TOKENS, value_parser = clap::value_parser!(u32).range(8..=1_000))]
+    tokens: u32,
     /// Print one JSON line for each step
     #[arg(long)]
     json: bool,
@@ -88,7 +94,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     }
     let started = Instant::now();
     let narrator = Narrator::new(args.json);
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(cheat(&dir, &narrator))?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(cheat(&dir, args.tokens, &narrator))?;
     if args.dir.is_none() {
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
@@ -105,10 +111,12 @@ struct Stage {
     manifest: Manifest,
     honest: PathBuf,
     cheap: PathBuf,
+    /// Most tokens of an answer.
+    tokens: u32,
 }
 
-async fn cheat(dir: &Path, narrator: &Narrator) -> anyhow::Result<()> {
-    let stage = Stage::set(dir).await?;
+async fn cheat(dir: &Path, tokens: u32, narrator: &Narrator) -> anyhow::Result<()> {
+    let stage = Stage::set(dir, tokens).await?;
     let terms = stage.operator.court.as_ref().context("the network has a court")?.terms().await?;
     narrator.say(
         &format!(
@@ -172,7 +180,7 @@ async fn cheat(dir: &Path, narrator: &Narrator) -> anyhow::Result<()> {
 }
 
 impl Stage {
-    async fn set(dir: &Path) -> anyhow::Result<Self> {
+    async fn set(dir: &Path, tokens: u32) -> anyhow::Result<Self> {
         let state = State::open(dir)?;
         let operator = crate::state::load_or_create_key(&state.file("operator.key"))?;
         let clock = Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()));
@@ -185,7 +193,7 @@ impl Stage {
         let cheap = state.dir("models")?.join("four-bits.gguf");
         std::fs::write(&cheap, four_bits(&bytes)?)?;
         let manifest = load::open(honest.to_str().context("a path in UTF-8")?)?.manifest()?;
-        Ok(Self { state, chain, operator, manifest, honest, cheap })
+        Ok(Self { state, chain, operator, manifest, honest, cheap, tokens })
     }
 
     /// The model's path.
@@ -251,7 +259,7 @@ async fn caught(
     model: &Arc<Model>,
 ) -> anyhow::Result<(ReceiptFile, &'static str)> {
     for question in PROMPTS {
-        let (text, file) = ask(gateway, key, question).await?;
+        let (text, file) = ask(gateway, key, question, stage.tokens).await?;
         if file.parts.iter().any(|part| part.provider != cheat) {
             continue;
         }
@@ -353,7 +361,7 @@ async fn honest_answer(
     question: &str,
     model: &Arc<Model>,
 ) -> anyhow::Result<()> {
-    let (text, file) = ask(gateway, key, question).await?;
+    let (text, file) = ask(gateway, key, question, stage.tokens).await?;
     let statements = statements::check(&file)?;
     let mut runner = Runner::new(load::all_cores());
     let verdict = replay(&file, &statements, model, stage.manifest.model_id(), &mut runner)?;
@@ -367,9 +375,9 @@ async fn honest_answer(
 }
 
 /// One question to the gateway: the answer's text and its receipt file.
-async fn ask(gateway: SocketAddr, key: &str, question: &str) -> anyhow::Result<(String, ReceiptFile)> {
+async fn ask(gateway: SocketAddr, key: &str, question: &str, tokens: u32) -> anyhow::Result<(String, ReceiptFile)> {
     let body = json!({
-        "model": shipped::NAME, "max_tokens": TOKENS, "temperature": 0,
+        "model": shipped::NAME, "max_tokens": tokens, "temperature": 0, "ignore_eos": tokens > TOKENS,
         "messages": [{"role": "user", "content": question}],
     });
     let (head, reply) = http(gateway, "POST", "/v1/chat/completions", key, &body.to_string()).await?;
@@ -380,7 +388,15 @@ async fn ask(gateway: SocketAddr, key: &str, question: &str) -> anyhow::Result<(
         name.eq_ignore_ascii_case("x-assay-receipt").then(|| value.trim().to_owned())
     });
     let path = format!("/v1/receipts/{}", id.context("an answer names its receipt")?);
-    let (_, file) = http(gateway, "GET", &path, key, "").await?;
+    let mut tries = 0;
+    let (_, file) = loop {
+        match http(gateway, "GET", &path, key, "").await {
+            // An answer is out a moment before its receipt can be had.
+            Err(_) if tries < RECEIPT_TRIES => tries += 1,
+            done => break done?,
+        }
+        tokio::time::sleep(RECEIPT_PAUSE).await;
+    };
     Ok((text.trim().to_owned(), serde_json::from_slice(&file).context("the receipt file")?))
 }
 

@@ -36,7 +36,7 @@ const FAILURES_MAX: u32 = 200;
 /// played on (run the command again).
 #[derive(Args)]
 pub struct DisputeArgs {
-    /// Receipt file, as `GET /v1/receipts/ID` returns it
+    /// Receipt file, as `GET /v1/receipts/ID` returns it or `assay up` keeps it in DIR/convictions
     file: PathBuf,
     /// The model that the receipt names: a GGUF file, or the name of the shipped model
     #[arg(long, value_name = "GGUF", required_unless_present = "against")]
@@ -111,6 +111,7 @@ impl Narrator {
 
     /// A step, with its transaction if it has one.
     pub fn say(&self, text: &str, sent: Option<&TransactionReceipt>) {
+        self.gas.fetch_add(sent.map_or(0, |sent| sent.gas_used), Ordering::Relaxed);
         let transaction =
             sent.map(|sent| json!({"hash": sent.transaction_hash, "block": sent.block_number, "gas": sent.gas_used}));
         if self.json {

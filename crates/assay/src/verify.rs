@@ -1,5 +1,6 @@
 //! `assay verify`: is this receipt genuine, and is the answer the one that the model gives?
 
+use crate::referee::Conviction;
 use crate::{load, one_line, say, start_logging, state, tell};
 use anyhow::{Context, bail};
 use assay_chain::client::Registry;
@@ -96,7 +97,10 @@ fn check(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Valid(lines))
 }
 
-/// Reads a receipt file.
+/// Reads a receipt file, or the one in a file of `DIR/convictions`.
+///
+/// # Errors
+/// It is neither, or cannot be read.
 pub fn read(path: &Path) -> anyhow::Result<ReceiptFile> {
     let shown = || format!("cannot read {}", path.display());
     let size = std::fs::metadata(path).with_context(shown)?.len();
@@ -104,7 +108,10 @@ pub fn read(path: &Path) -> anyhow::Result<ReceiptFile> {
         bail!("{} has {size} bytes; a receipt file has at most {FILE_BYTES_MAX}", path.display());
     }
     let bytes = std::fs::read(path).with_context(shown)?;
-    serde_json::from_slice(&bytes).with_context(|| format!("{} is no receipt file", path.display()))
+    serde_json::from_slice(&bytes).or_else(|error| match serde_json::from_slice::<Conviction>(&bytes) {
+        Ok(conviction) => Ok(conviction.file),
+        Err(_) => Err(error).with_context(|| format!("{} is no receipt file", path.display())),
+    })
 }
 
 fn check_stake(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) -> anyhow::Result<Outcome> {

@@ -91,7 +91,9 @@ fn a_right_answer_is_not_disputed_and_is_defended_by_a_provider_that_was_killed(
     assert_eq!(reply.status, 200);
     let id = reply.header("x-assay-receipt").expect("a receipt id").to_owned();
     reply.text();
-    let (_, receipt) = http.get(&format!("/v1/receipts/{id}"));
+    // The answer may be out a moment before its receipt can be had; each try is a request of its own.
+    let receipt = (0..10_000).map(|_| http.get(&format!("/v1/receipts/{id}"))).find(|(status, _)| *status == 200);
+    let (_, receipt) = receipt.expect("the receipt of an answer that is complete");
     let path = dir.path().join("receipt.json");
     std::fs::write(&path, receipt.to_string()).expect("the receipt is written");
 
@@ -129,7 +131,7 @@ fn a_provider_of_four_bits_for_eight_is_caught_judged_and_slashed() {
         "signed a wrong answer",
         "challenges",
         "convicts: from these operands",
-        "gas of the challenger",
+        "the dispute took",
         "the cheat's stake: 500000000 before, 400000000 now",
         "pays the",
         "the replay finds every token right",
@@ -139,6 +141,14 @@ fn a_provider_of_four_bits_for_eight_is_caught_judged_and_slashed() {
     }
     let transactions: Vec<&Value> = lines.iter().filter(|line| line["transaction"]["hash"].is_string()).collect();
     assert!(transactions.len() >= 8, "each step has its transaction:\n{text}");
+    assert!(!text.contains("took 0 gas"), "{text}");
+    // The proof that is left, also in the form in which a gateway's referee keeps one.
+    let proof = json(&std::fs::read_to_string(dir.path().join("demo/receipt.json")).expect("the receipt is kept"));
+    let kept = dir.path().join("kept.json");
+    std::fs::write(&kept, serde_json::json!({"firstWrong": 0, "file": proof}).to_string()).expect("a file is written");
+    let output = assay().args(["verify", shown(&kept), "--model", "assay-tiny"]).output().expect("assay runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(1) && text.contains("signed a wrong answer"), "{text}");
     let (status, _, err) = {
         let output = assay().args(["demo", "cheat", "--dir", shown(dir.path())]).output().expect("assay runs");
         (output.status.code(), output.stdout, String::from_utf8_lossy(&output.stderr).into_owned())
