@@ -1,7 +1,7 @@
 """Stock clients of OpenAI's and Anthropic's APIs against a running network, and every example of docs/API.md.
 
 Usage: run.py PATH_OF_ASSAY. Starts `assay up` in a temporary folder on free ports, runs the Python checks of this file
-and the JavaScript checks of node.mjs against it, then the examples, stops it, and checks that it stopped cleanly. Prints one line a check
+and of peers.py, the examples, and the JavaScript checks of node.mjs and ai.mjs against it, stops it, and checks that it stopped cleanly. Prints one line a check
 and `N passed, N failed` at the end.
 """
 
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import anthropic
 import openai
+
+import peers
 
 HERE = Path(__file__).parent
 READY_S_MAX = 60
@@ -331,22 +333,24 @@ def main():
     with tempfile.TemporaryDirectory() as state:
         process, network = start(assay, state)
         try:
-            for name, check in [*python_checks(network), *anthropic_checks(network), *examples(network)]:
+            others = [*anthropic_checks(network), *peers.langchain_checks(network, CITY), *peers.llm_checks(network)]
+            for name, check in [*python_checks(network), *others, *examples(network)]:
                 try:
                     check()
                     count(name)
                 except Exception as error:  # each check stands alone; the error is printed and counted
                     count(name, error)
-            node = subprocess.run(
-                ["node", str(HERE / "node.mjs"), network["gateway"], network["key"]], capture_output=True, text=True,
-                timeout=120,
-            )
-            lines = [line for line in node.stdout.splitlines() if line.startswith("{")]
-            for line in lines:
-                result = json.loads(line)
-                count(result["name"], result.get("error"))
-            if node.returncode != 0 or not lines:
-                count("node: ran to its end", node.stderr[-2000:])
+            for script in ["node.mjs", "ai.mjs"]:
+                node = subprocess.run(
+                    ["node", str(HERE / script), network["gateway"], network["key"]], capture_output=True, text=True,
+                    timeout=120,
+                )
+                lines = [line for line in node.stdout.splitlines() if line.startswith("{")]
+                for line in lines:
+                    result = json.loads(line)
+                    count(result["name"], result.get("error"))
+                if node.returncode != 0 or not lines:
+                    count(f"{script}: ran to its end", node.stderr[-2000:])
         finally:
             process.send_signal(signal.SIGTERM)
             try:
