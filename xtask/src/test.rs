@@ -19,6 +19,7 @@ const STEPS: &[(&str, Step)] = &[
     ("contracts", contracts),
     ("embeddings", embeddings),
     ("clients", clients),
+    ("openapi", openapi),
     ("x402", x402),
     ("chains", chains),
 ];
@@ -131,11 +132,19 @@ pub fn published_encoder() -> anyhow::Result<[String; 2]> {
     Ok([folder.trim_end().to_owned(), sentences.display().to_string()])
 }
 
-/// Stock OpenAI clients in Python and JavaScript against a running network.
+/// Stock clients in Python and JavaScript, and the examples of docs/API.md, against a running network.
 fn clients() -> anyhow::Result<()> {
     cargo(&["build", "--release", "--locked", "--package", "assay"])?;
     let dir = root().join("tests/clients");
     npm_ci(&dir)?;
+    let python = python(&dir)?;
+    shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))
+}
+
+/// Requests that are generated from the gateway's own description, right and wrong ones, for 45 s.
+fn openapi() -> anyhow::Result<()> {
+    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    let dir = root().join("tests/openapi");
     let python = python(&dir)?;
     shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))
 }
