@@ -406,6 +406,9 @@ pub(crate) fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Resul
         let reason = format!("cannot be true with '{}', which decides where the output ends", constraint.param);
         return Err(RequestError::invalid("ignore_eos", reason));
     }
+    if options.n > 1 && matches!(options.verify, Verify::Redundant(_)) {
+        return Err(RequestError::invalid("n", "is 1 where several providers have to agree"));
+    }
     refuse_unsupported(&mut fields)?;
     ignored.extend(fields.rest());
     if let Some(path) = ignored.first().filter(|_| requires_parameters) {

@@ -8,6 +8,7 @@ use crate::flight::{Finished, Flight, Out, Ticket, UPDATES_MAX, Update};
 use crate::gateway::Inner;
 use crate::http::{Reply, typed};
 use crate::model::GatewayModel;
+use crate::redundant::{self, Plan};
 use crate::rescue;
 use crate::tools::{Finder, Found};
 use crate::voice::{Dialect, Voice, finish_reason};
@@ -54,6 +55,8 @@ struct Frame {
     /// Receipt and seed of each choice.
     choices: Vec<(RequestHash, u64)>,
     has_logprobs: bool,
+    /// Receipts of all who gave a redundant answer; else empty.
+    agreed: Vec<RequestHash>,
     /// Completions have them in another form than chats.
     is_completion: bool,
     warnings: Vec<String>,
@@ -92,6 +95,7 @@ pub(crate) async fn answer(inner: &Arc<Inner>, ask: Ask) -> Reply {
         prompt_tokens: job.prompt.len() as u64,
         choices: Vec::with_capacity(jobs.len()),
         has_logprobs: job.logprobs.is_some(),
+        agreed: Vec::new(),
         is_completion: dialect == Dialect::Completion,
         warnings: ask.options.warnings,
     };
@@ -110,13 +114,26 @@ pub(crate) async fn answer(inner: &Arc<Inner>, ask: Ask) -> Reply {
         let (only, ignore) = (ask.options.only.clone(), ask.options.ignore.clone());
         let wishes = ask.options.wishes.clone();
         let is_audited = ask.options.verify != Verify::None;
-        let ticket = Ticket { id, job, model: Arc::clone(&ask.model), hold, entry, only, ignore, wishes, is_audited };
-        let flight = Flight::new(Arc::clone(inner), ticket, Out { choice, sender: sender.clone() });
+        let (model, out) = (Arc::clone(&ask.model), Out { choice, sender: sender.clone() });
+        let work = match ask.options.verify {
+            Verify::Redundant(providers) => {
+                let (needed, account) = (providers as usize, Arc::clone(&ask.account));
+                let first = Some((hold, entry));
+                Work::Redundant(Box::new(Plan { needed, job, model, account, first, only, ignore, wishes }), out)
+            }
+            Verify::Exact | Verify::None => {
+                let ticket = Ticket { id, job, model, hold, entry, only, ignore, wishes, is_audited, seal: None };
+                Work::Flight(Box::new(Flight::new(Arc::clone(inner), ticket, out)))
+            }
+        };
         let gauge = Arc::clone(inner);
         let permit = permits.split(1);
         inner.tasks.spawn(async move {
             gauge.metrics.requests_running.inc();
-            flight.run().await;
+            match work {
+                Work::Flight(flight) => flight.run().await,
+                Work::Redundant(plan, out) => redundant::run(Arc::clone(&gauge), *plan, out).await,
+            }
             gauge.metrics.requests_running.dec();
             drop(permit);
         });
@@ -127,12 +144,24 @@ pub(crate) async fn answer(inner: &Arc<Inner>, ask: Ask) -> Reply {
     } else {
         whole(dialect, frame, finders, updates).await
     };
-    // The receipt's name is known from the start, whatever comes of the request.
+    // The receipt's name is known from the start, whatever comes of the request; but that of a redundant one.
     let mut response = reply.unwrap_or_else(|error| rescue::response(&error, shape));
-    if let Ok(value) = HeaderValue::from_str(&first.to_string()) {
-        response.headers_mut().insert(RECEIPT_HEADER, value);
+    if !response.headers().contains_key(RECEIPT_HEADER) {
+        name_receipt(&mut response, first);
     }
     Ok(response)
+}
+
+/// What answers one choice.
+enum Work {
+    Flight(Box<Flight>),
+    Redundant(Box<Plan>, Out),
+}
+
+fn name_receipt(response: &mut Response<Body>, receipt: RequestHash) {
+    if let Ok(value) = HeaderValue::from_str(&receipt.to_string()) {
+        response.headers_mut().insert(RECEIPT_HEADER, value);
+    }
 }
 
 /// The tokens of each job, all of them or none.
@@ -174,7 +203,15 @@ impl Frame {
     /// Of one choice.
     fn assay(&self, choice: u32, providers: Vec<ProviderId>, cost: Option<Amount>) -> AssayInfo {
         let (receipt, seed) = self.choices.get(choice as usize).copied().unwrap_or_default();
-        AssayInfo { receipt, receipts: Vec::new(), providers, cost, seed }
+        AssayInfo { receipt, receipts: self.agreed.clone(), providers, cost, seed }
+    }
+
+    /// The answer is another's than that of the job which was sent first.
+    fn agree(&mut self, choice: u32, receipts: Vec<RequestHash>) {
+        if let (Some(named), Some(first)) = (self.choices.get_mut(choice as usize), receipts.first()) {
+            named.0 = *first;
+        }
+        self.agreed = receipts;
     }
 
     /// What all choices add up to. Each choice's prompt was charged, so each counts.
@@ -243,6 +280,7 @@ async fn whole(
         let Some((choice, update)) = updates.recv().await else { return Err(GatewayError::ShuttingDown) };
         let Some(one) = heard.get_mut(choice as usize) else { continue };
         match update {
+            Update::Receipts(receipts) => frame.agree(choice, receipts),
             Update::Started(..) => {}
             Update::Piece(text, logprobs) => {
                 one.text.push_str(&text);
@@ -262,10 +300,14 @@ async fn whole(
         choices.push(Choice { text, tool_calls, logprobs, finish_reason });
         ends.push(finished);
     }
+    let named = frame.agreed.first().copied();
     let ending = frame.end(&ends);
     let mut response = dialect.whole(frame.head, choices, &ends, ending);
     if let Some(first) = ends.first() {
         tell_route(&mut response, &first.route);
+    }
+    if let Some(receipt) = named {
+        name_receipt(&mut response, receipt);
     }
     Ok(response)
 }
@@ -309,6 +351,8 @@ impl Teller {
     /// The bytes to send, and whether they are the last.
     fn tell(&mut self, choice: u32, update: Update) -> (Vec<u8>, bool) {
         match update {
+            // Said before anything else.
+            Update::Receipts(_) => (Vec::new(), false),
             Update::Started(provider, _) => {
                 let assay = self.frame.assay(choice, vec![provider], None);
                 (self.voice.start(choice, &assay), false)
@@ -345,16 +389,24 @@ impl Teller {
 /// Waits for the first token, so that what fails before it is an HTTP error and not a broken stream.
 async fn streamed(
     dialect: Dialect,
-    frame: Frame,
+    mut frame: Frame,
     finders: Vec<Option<Finder>>,
     mut updates: mpsc::Receiver<(u32, Update)>,
     include_usage: bool,
 ) -> Reply {
-    let (choice, provider, route) = match updates.recv().await {
+    let (mut first, mut named) = (updates.recv().await, None);
+    if let Some((choice, Update::Receipts(receipts))) = first {
+        named = receipts.first().copied();
+        frame.agree(choice, receipts);
+        first = updates.recv().await;
+    }
+    let (choice, provider, route) = match first {
         Some((choice, Update::Started(provider, route))) => (choice, provider, route),
         Some((_, Update::Failed(error))) => return Err(error),
         // A flight says `Started` before anything else; without a word it was cut at shutdown.
-        Some((_, Update::Piece(..) | Update::Finished(_))) | None => return Err(GatewayError::ShuttingDown),
+        Some((_, Update::Receipts(_) | Update::Piece(..) | Update::Finished(_))) | None => {
+            return Err(GatewayError::ShuttingDown);
+        }
     };
     let voice = dialect.voice(frame.head.clone(), frame.prompt_tokens, include_usage);
     let offsets = vec![0; frame.choices.len()];
@@ -373,5 +425,8 @@ async fn streamed(
     let mut response = typed("text/event-stream; charset=utf-8", Body::from_stream(events));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     tell_route(&mut response, &route);
+    if let Some(receipt) = named {
+        name_receipt(&mut response, receipt);
+    }
     Ok(response)
 }

@@ -117,6 +117,17 @@ pub enum GatewayError {
     /// A stream could not be completed.
     #[error("the answer broke off and no provider could go on: {0}")]
     BrokenOff(String),
+    /// Fewer providers gave an answer than were asked for.
+    #[error("{needed} providers were asked for, and {answered} gave an answer; nothing of it was used")]
+    TooFewAgree {
+        /// By the request.
+        needed: usize,
+        /// Equal answers.
+        answered: usize,
+    },
+    /// Providers gave different answers, and no replay could say which one is right.
+    #[error("the providers gave different answers, and none of them could be shown to be right")]
+    Disagreement,
     /// The gateway is being stopped.
     #[error("the gateway is shutting down")]
     ShuttingDown,

@@ -14,13 +14,14 @@ use crate::model::GatewayModel;
 use crate::peer::SentAt;
 use crate::rescue;
 use crate::running::Entry;
+use crate::sealed::Sealed;
 use crate::segment::{Answer, Fault, News, Segment};
 use crate::store::{NewReceipt, PartRow};
 use assay_api::{OutputLogprob, Wishes};
 use assay_gguf::{OutputLimits, OutputText};
 use assay_net::{ClientFrame, Done, NetError, Open, Pay, Pooled, ProviderFrame, RefusedCode};
-use assay_protocol::Deed;
-use assay_types::{Amount, Finish, Job, Prices, ProviderId, RequestHash, TokenId, TokenLogprobs};
+use assay_protocol::{Deed, RoundError};
+use assay_types::{Amount, B256, Finish, Job, Prices, ProviderId, RequestHash, TokenId, TokenLogprobs};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,9 +31,16 @@ use tokio::time::Instant;
 /// Pieces that may wait for a slow client before the provider is slowed down.
 pub(crate) const UPDATES_MAX: usize = 64;
 
+/// A sealed answer may take so long for each token of it, at most.
+const SEALED_TOKEN: Duration = Duration::from_millis(200);
+/// No round takes longer.
+const ROUND_MAX: Duration = Duration::from_secs(3600);
+
 /// What the handler hears.
 #[derive(Debug)]
 pub(crate) enum Update {
+    /// The receipts of the answer, the first of which names it; before anything else is said of it.
+    Receipts(Vec<RequestHash>),
     /// The first token is there; nothing can be refused any more. With the route so far.
     Started(ProviderId, String),
     /// Text, and the log probabilities of the tokens that came with it; not both empty.
@@ -53,7 +61,7 @@ pub(crate) struct Out {
 
 impl Out {
     /// `false`: nobody listens, or not fast enough.
-    async fn send(&self, update: Update, limit: Duration) -> bool {
+    pub(crate) async fn send(&self, update: Update, limit: Duration) -> bool {
         self.sender.send_timeout((self.choice, update), limit).await.is_ok()
     }
 }
@@ -85,6 +93,8 @@ pub(crate) struct Ticket {
     pub(crate) wishes: Wishes,
     /// Whether auditors may see it.
     pub(crate) is_audited: bool,
+    /// The round that it takes part in: one provider, and nothing is shown before all have committed.
+    pub(crate) seal: Option<Arc<Sealed>>,
 }
 
 /// A line of the journal.
@@ -142,6 +152,8 @@ enum Loss {
     Fault(Fault),
     #[error("books: {0}")]
     Books(assay_protocol::PayerError),
+    #[error(transparent)]
+    Round(#[from] RoundError),
     #[error("an unexpected frame")]
     Unexpected,
 }
@@ -166,7 +178,7 @@ impl Ending {
                 Loss::Refused(..) => "refused",
                 Loss::Ended => "ended",
                 Loss::Pay(_) => "payment",
-                Loss::Fault(_) | Loss::Books(_) | Loss::Unexpected => "fault",
+                Loss::Fault(_) | Loss::Books(_) | Loss::Round(_) | Loss::Unexpected => "fault",
             },
         })
     }
@@ -218,6 +230,22 @@ struct Attempt {
     last_token_at: Instant,
     /// Cancel was sent; the deadline for the last receipt.
     cancel_by: Option<Instant>,
+    seal: SealState,
+    /// Of its commitment.
+    salt: B256,
+}
+
+/// How far a sealed answer is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum SealState {
+    /// Tokens come as they are produced, or the answer is being shown.
+    Open,
+    /// The provider produces all of it.
+    Computing,
+    /// It has committed; the others have not.
+    Committed,
+    /// It was told to show; the salt comes first.
+    Showing,
 }
 
 impl Flight {
@@ -303,7 +331,7 @@ impl Flight {
         let mut last_loss: Option<String> = None;
         let mut only_busy = true;
         let wishes = &self.ticket.wishes;
-        let is_bound = !wishes.allow_fallbacks && wishes.order.is_empty();
+        let is_bound = !wishes.allow_fallbacks && wishes.order.is_empty() || self.ticket.seal.is_some();
         let attempts_max = if is_bound { 1 } else { self.inner.limits.attempts_max };
         for _ in 0..attempts_max {
             let Picked { listing, prices, among, by } = match self.pick(&tried) {
@@ -427,17 +455,44 @@ impl Flight {
             first_token_at: None,
             last_token_at: Instant::now(),
             cancel_by: None,
+            seal: if self.ticket.seal.is_some() { SealState::Computing } else { SealState::Open },
+            salt: B256::ZERO,
         };
-        let ending = self.with_link(&mut attempt, &ClientFrame::Open(Box::new(open))).await;
+        let open = match &self.ticket.seal {
+            Some(seal) if seal.ask(peer.id, attempt.segment.request) => ClientFrame::OpenSealed(Box::new(open)),
+            Some(_) => {
+                channel.close(attempt.segment.request);
+                peer.on_ended(sent);
+                return Ending::Lost(RoundError::TooLate.into());
+            }
+            None => ClientFrame::Open(Box::new(open)),
+        };
+        let ending = self.with_link(&mut attempt, &open).await;
         peer.on_ended(sent);
         self.book_end(&attempt, &ending);
-        if matches!(&ending, Ending::Lost(loss) if loss.is_abandonment()) && attempt.segment.has_output() {
-            let noted = self.inner.auditing.standings.note(peer.id, Deed::Abandoned, Some(self.ticket.id)).await;
+        if let Some(deed) = self.deed(&attempt, &ending) {
+            let noted = self.inner.auditing.standings.note(peer.id, deed, Some(self.ticket.id)).await;
             if let Err(error) = noted {
                 tracing::error!(provider = %peer.id, %error, "a broken answer was not noted");
             }
         }
         ending
+    }
+
+    /// What the provider did that its reputation remembers.
+    fn deed(&self, attempt: &Attempt, ending: &Ending) -> Option<Deed> {
+        let Some(seal) = &self.ticket.seal else {
+            let is_abandoned = matches!(ending, Ending::Lost(loss) if loss.is_abandonment());
+            return (is_abandoned && attempt.segment.has_output()).then_some(Deed::Abandoned);
+        };
+        let has_committed = match ending {
+            Ending::Whole(_) => return None,
+            _ => seal.lost(attempt.listing.peer.id),
+        };
+        let is_mismatch = matches!(ending, Ending::Lost(Loss::Round(RoundError::Mismatch)));
+        // Whom we sent away owes nothing.
+        let owes = has_committed && seal.is_shown() && self.stop.is_none();
+        (owes || is_mismatch).then_some(Deed::Withheld)
     }
 
     /// Gets a connection and converses; once more with a fresh one if an idle one turns out to be dead.
@@ -484,7 +539,12 @@ impl Flight {
             let limit = self.patience(attempt);
             let frame = tokio::select! {
                 frame = link.connection.receiver.recv_within::<ProviderFrame>(limit) => frame,
-                stop = stop_signal(&self.out.sender, &self.inner), if attempt.cancel_by.is_none() => {
+                () = shown(self.ticket.seal.as_ref()), if attempt.seal == SealState::Committed && attempt.cancel_by.is_none() => {
+                    attempt.seal = SealState::Showing;
+                    link.connection.sender.send(&ClientFrame::Show).await?;
+                    continue;
+                }
+                stop = stop_signal(&self.out.sender, &self.inner, self.ticket.seal.as_ref(), attempt.listing.peer.id), if attempt.cancel_by.is_none() => {
                     self.cancel(attempt, link, stop).await?;
                     continue;
                 }
@@ -497,6 +557,21 @@ impl Flight {
             *was_answered = true;
             match frame {
                 ProviderFrame::Accepted => {}
+                ProviderFrame::Committed(commitment) if attempt.seal == SealState::Computing => {
+                    if let Some(seal) = &self.ticket.seal {
+                        seal.commit(attempt.listing.peer.id, commitment)?;
+                    }
+                    attempt.seal = SealState::Committed;
+                }
+                ProviderFrame::Salt(salt) if attempt.seal == SealState::Showing => {
+                    attempt.salt = salt;
+                    attempt.seal = SealState::Open;
+                }
+                ProviderFrame::Tokens(_) | ProviderFrame::Scored(_) | ProviderFrame::Checkpoint(_)
+                    if attempt.seal != SealState::Open =>
+                {
+                    return Err(Loss::Unexpected);
+                }
                 ProviderFrame::Tokens(tokens) => {
                     self.on_tokens(attempt, link, tokens.into_iter().map(|token| (token, None)).collect()).await?;
                 }
@@ -514,7 +589,17 @@ impl Flight {
                         self.pay(attempt, link, signed.receipt.output_tokens).await?;
                     }
                 }
-                ProviderFrame::Done(done) => return Ok((self.on_done(attempt, &done)?, true)),
+                ProviderFrame::Done(done) => {
+                    let ending = self.on_done(attempt, &done)?;
+                    if let (Some(seal), Ending::Whole(_)) = (&self.ticket.seal, &ending) {
+                        // The receipt is over the answer that was shown.
+                        let response = done.receipt.receipt.response_hash;
+                        if let Err(error) = seal.answer(attempt.listing.peer.id, attempt.salt, response) {
+                            return Ok((Ending::Lost(error.into()), true));
+                        }
+                    }
+                    return Ok((ending, true));
+                }
                 // It has run this request before, on a connection that broke: what it charged is to be asked for.
                 ProviderFrame::Refused(refused) if refused.code == RefusedCode::Duplicate => {
                     return Err(Loss::Refused(refused.code, refused.message));
@@ -534,7 +619,12 @@ impl Flight {
         let timeouts = &self.inner.timeouts;
         match attempt.cancel_by {
             Some(by) => by.saturating_duration_since(Instant::now()),
-            None if attempt.segment.has_output() => timeouts.next_token,
+            None if attempt.seal == SealState::Computing => {
+                timeouts.first_token + SEALED_TOKEN * attempt.segment.job.max_tokens
+            }
+            // The others of its round are waited for, by whoever holds the round.
+            None if attempt.seal == SealState::Committed => ROUND_MAX,
+            None if attempt.segment.has_output() || attempt.seal == SealState::Showing => timeouts.next_token,
             None => timeouts.first_token,
         }
     }
@@ -646,6 +736,7 @@ impl Flight {
             // Full, draining or dearer is no failure; neither is our own empty channel.
             Loss::Refused(RefusedCode::Busy | RefusedCode::Draining | RefusedCode::Price, _) => {}
             Loss::Pay(_) => {}
+            Loss::Round(_) => peer.on_failure(),
             // A grammar that nobody can follow is the client's doing; a client must not be able to make providers look bad.
             Loss::Refused(RefusedCode::BadJob, _) if self.ticket.job.grammar.is_some() => {}
             Loss::Refused(..) | Loss::Net(_) | Loss::Stalled(_) | Loss::Ended => peer.on_failure(),
@@ -716,10 +807,30 @@ fn draw(id: RequestHash, attempt: usize) -> u64 {
     u64::from_be_bytes(words[attempt % words.len()])
 }
 
-/// Waits until the client has left or running streams are to be cut.
-async fn stop_signal(out: &mpsc::Sender<(u32, Update)>, inner: &Inner) -> Stop {
+/// Waits until all of a round have committed.
+async fn shown(seal: Option<&Arc<Sealed>>) {
+    match seal {
+        Some(seal) => seal.shown().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until the client has left, the provider's time in its round is up, or running streams are to be cut.
+async fn stop_signal(
+    out: &mpsc::Sender<(u32, Update)>,
+    inner: &Inner,
+    seal: Option<&Arc<Sealed>>,
+    provider: ProviderId,
+) -> Stop {
+    let dropped = async {
+        match seal {
+            Some(seal) => seal.dropped(provider).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         () = out.closed() => Stop::ClientGone,
+        () = dropped => Stop::ClientGone,
         () = inner.cut.cancelled() => Stop::ShuttingDown,
     }
 }

@@ -113,6 +113,8 @@ fn look(error: &GatewayError) -> Look {
         GatewayError::JobRefused(_) => invalid("job_refused", None),
         GatewayError::Grammar { param, .. } => invalid("invalid_value", Some(param)),
         GatewayError::BrokenOff(_) => plain(StatusCode::BAD_GATEWAY, SERVER, "stream_broken"),
+        GatewayError::TooFewAgree { .. } => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "too_few_agree", 2),
+        GatewayError::Disagreement => plain(StatusCode::BAD_GATEWAY, SERVER, "providers_disagree"),
         GatewayError::ShuttingDown => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down", 5),
         GatewayError::UnknownUrl { .. } => plain(StatusCode::NOT_FOUND, INVALID, "unknown_url"),
         GatewayError::MethodNotAllowed { .. } => plain(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed"),

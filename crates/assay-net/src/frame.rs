@@ -1,8 +1,8 @@
 //! The frames. `Serialize` here is the wire format: a change of any type bumps [`PROTOCOL_VERSION`].
 
 use assay_types::{
-    Amount, ChannelConfig, Finish, Job, Prices, ProviderId, RequestHash, SignedOffer, SignedReceipt, SignedVoucher,
-    TokenId, TokenLogprobs,
+    Amount, B256, ChannelConfig, Finish, Job, Prices, ProviderId, RequestHash, SignedOffer, SignedReceipt,
+    SignedVoucher, TokenId, TokenLogprobs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,11 @@ pub enum ClientFrame {
     /// Ends the running job; what was produced is receipted and billed, and [`ProviderFrame::Done`] follows.
     /// Ignored when no job runs: the last one may have ended while this was on its way.
     Cancel,
+    /// As [`ClientFrame::Open`], but nothing of the output is sent before [`ClientFrame::Show`]: the provider produces all
+    /// of it, unpaid but for the first chunk, and says [`ProviderFrame::Committed`].
+    OpenSealed(Box<Open>),
+    /// The commitment is here: [`ProviderFrame::Salt`], then the output as ever.
+    Show,
 }
 
 /// From the provider.
@@ -56,6 +61,10 @@ pub enum ProviderFrame {
     Refused(Refused),
     /// As [`ProviderFrame::Tokens`], with log probabilities: for a job that asks for them.
     Scored(Vec<(TokenId, TokenLogprobs)>),
+    /// The output of a sealed job is complete: `answer_commitment` of provider, request, a salt and the response hash.
+    Committed(B256),
+    /// What the commitment was salted with; the output follows.
+    Salt(B256),
 }
 
 /// The client's first frame.

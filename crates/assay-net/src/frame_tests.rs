@@ -88,6 +88,7 @@ fn client_frames() -> Vec<(&'static str, ClientFrame)> {
         ("channel request", ClientFrame::ChannelRequest(channel())),
         ("receipt request", ClientFrame::ReceiptRequest(RequestHash(B256::repeat_byte(0x77)))),
         ("open", ClientFrame::Open(Box::new(open))),
+        ("show", ClientFrame::Show),
         ("pay", ClientFrame::Pay(Pay { voucher: voucher(), grant: Amount(128) })),
         ("cancel", ClientFrame::Cancel),
     ]
@@ -104,6 +105,8 @@ fn provider_frames() -> Vec<(&'static str, ProviderFrame)> {
         ("channel", ProviderFrame::Channel(Box::new(report))),
         ("receipt", ProviderFrame::Receipt(Box::new(ReceiptReport { is_running: false, last: Some(done) }))),
         ("accepted", ProviderFrame::Accepted),
+        ("committed", ProviderFrame::Committed(B256::repeat_byte(0xcc))),
+        ("salt", ProviderFrame::Salt(B256::repeat_byte(0xdd))),
         ("tokens", ProviderFrame::Tokens(vec![0, 127, 128, u32::MAX])),
         ("checkpoint", ProviderFrame::Checkpoint(receipt())),
         ("done", ProviderFrame::Done(done)),

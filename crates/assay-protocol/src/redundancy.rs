@@ -110,6 +110,19 @@ impl Round {
         self.parties.iter().filter(|party| !party.is_out).count()
     }
 
+    /// How many have committed and still take part.
+    #[must_use]
+    pub fn committed(&self) -> usize {
+        self.parties.iter().filter(|party| !party.is_out && party.commitment.is_some()).count()
+    }
+
+    /// Who still takes part and has not committed.
+    #[must_use]
+    pub fn uncommitted(&self) -> Vec<ProviderId> {
+        let waits = |party: &&Party| !party.is_out && party.commitment.is_none();
+        self.parties.iter().filter(waits).map(|party| party.provider).collect()
+    }
+
     /// A commitment. `Ok(true)`: as many have committed as are needed and nobody is waited for; call [`Self::show`].
     /// Two that are equal both stand: only the one whose name is in it can be opened, whichever came first.
     ///

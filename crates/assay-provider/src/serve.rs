@@ -16,7 +16,10 @@ use assay_net::{
     RefusedCode,
 };
 use assay_protocol::StreamTerms;
-use assay_types::{CHUNK_TOKENS, Finish, GRAMMAR_LEN_MAX, Job, ModelId, ModelOffer, TokenLogprobs, response_hash};
+use assay_types::{
+    B256, CHUNK_TOKENS, Finish, GRAMMAR_LEN_MAX, Job, ModelId, ModelOffer, TokenLogprobs, answer_commitment,
+    response_hash,
+};
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
@@ -25,7 +28,10 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 /// Tokens that the engine may be ahead of the connection.
@@ -72,6 +78,13 @@ struct Running<'a> {
     payments_left: u64,
 }
 
+/// Whether an output is sent as it is produced, or after a commitment to all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Seal {
+    Open,
+    Sealed,
+}
+
 /// Why a job is cut.
 enum Cut {
     /// The client said so, did not pay, or the provider shuts down: it is told what is billed.
@@ -109,9 +122,10 @@ impl Service {
                 Err(error) => return Err(error),
             };
             match frame {
-                ClientFrame::Open(open) => self.serve(connection, *open).await?,
+                ClientFrame::Open(open) => self.serve(connection, *open, Seal::Open).await?,
+                ClientFrame::OpenSealed(open) => self.serve(connection, *open, Seal::Sealed).await?,
                 // The job they were for has just ended.
-                ClientFrame::Pay(_) | ClientFrame::Cancel => {}
+                ClientFrame::Pay(_) | ClientFrame::Cancel | ClientFrame::Show => {}
                 question => {
                     let answer = self.answer(question).await;
                     connection.sender.send(&answer).await?;
@@ -148,14 +162,19 @@ impl Service {
                 Ok(report) => ProviderFrame::Receipt(Box::new(report)),
                 Err(error) => failed(&error),
             },
-            ClientFrame::Hello(_) | ClientFrame::Open(_) | ClientFrame::Pay(_) | ClientFrame::Cancel => {
+            ClientFrame::Hello(_)
+            | ClientFrame::Open(_)
+            | ClientFrame::OpenSealed(_)
+            | ClientFrame::Pay(_)
+            | ClientFrame::Show
+            | ClientFrame::Cancel => {
                 ProviderFrame::Refused(Refused::new(RefusedCode::Protocol, "this frame does not belong here"))
             }
         }
     }
 
     /// Serves one job. An error means that the connection is of no further use.
-    async fn serve(&self, connection: &mut Connection, open: Open) -> Result<(), NetError> {
+    async fn serve(&self, connection: &mut Connection, open: Open, seal: Seal) -> Result<(), NetError> {
         let mut running = match self.admit(&open).await {
             Ok(running) => running,
             Err(refused) => {
@@ -164,7 +183,10 @@ impl Service {
             }
         };
         let cut = match connection.sender.send(&ProviderFrame::Accepted).await {
-            Ok(()) => self.run(connection, &mut running).await,
+            Ok(()) => match self.seal(connection, &mut running, seal).await {
+                Ok(()) => self.run(connection, &mut running).await,
+                Err(cut) => Err(cut),
+            },
             Err(error) => Err(Cut::Gone(error)),
         };
         // What the engine still computes is for nobody.
@@ -267,6 +289,38 @@ impl Service {
             last: None,
             payments_left,
         })
+    }
+
+    /// For a sealed job: takes the whole output from the engine, commits to it, and waits until it is asked to show it.
+    async fn seal(&self, connection: &mut Connection, running: &mut Running<'_>, seal: Seal) -> Result<(), Cut> {
+        if seal == Seal::Open {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let finish = loop {
+            match running.stream.ended() {
+                Some(finish) => break finish,
+                None => self.await_tokens(connection, running).await?,
+            }
+        };
+        let mut salt = B256::ZERO;
+        getrandom::fill(salt.as_mut_slice()).map_err(|error| Cut::Failed(format!("no random bytes: {error}")))?;
+        let response = response_hash(running.stream.output(), finish);
+        let commitment = answer_commitment(self.ledger.provider, running.money.request, salt, response);
+        connection.sender.send(&ProviderFrame::Committed(commitment)).await.map_err(Cut::Gone)?;
+        // The others of the round may be slower.
+        let patience = self.limits.idle_timeout + 3 * began.elapsed();
+        let frame = tokio::select! {
+            biased;
+            () = self.cutting.cancelled() => return Err(Cut::Ended),
+            frame = timeout(patience, connection.receiver.recv()) => frame,
+        };
+        match frame {
+            Ok(Ok(ClientFrame::Show)) => {}
+            Ok(frame) => return running.on_frame(frame).and(Err(Cut::Ended)),
+            Err(_) => return Err(Cut::Ended),
+        }
+        connection.sender.send(&ProviderFrame::Salt(salt)).await.map_err(Cut::Gone)
     }
 
     /// Streams until the output is complete; returns the last frame.

@@ -61,6 +61,11 @@ impl ServedStream {
         &self.output
     }
 
+    /// How the engine ended the output, once all of it was taken.
+    pub(crate) fn ended(&self) -> Option<Finish> {
+        self.ended
+    }
+
     /// `granted` is the total for this request.
     pub(crate) fn on_pay(&mut self, granted: Amount) {
         let paid = self.terms.paid_tokens(granted).unwrap_or(0);

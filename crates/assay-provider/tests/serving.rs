@@ -4,7 +4,7 @@ mod support;
 
 use assay_engine::EngineOptions;
 use assay_net::{ClientFrame, Pay, ProviderFrame, RefusedCode};
-use assay_types::{Address, Amount, Finish, Prices};
+use assay_types::{Address, Amount, Finish, Prices, answer_commitment};
 use std::{sync::Arc, time::Duration};
 use support::{Channel, Client, DEPOSIT, Opened, PRICES, Setup, Wallet, World, assert_exact, job, key, limits};
 
@@ -32,6 +32,33 @@ async fn a_job_is_streamed_checkpointed_paid_and_receipted() {
     let report = client.channel_report().await;
     assert_eq!((report.charged_total, report.open_streams), (Amount(180), 0));
     assert_eq!(report.latest, Some(next.done.receipt));
+}
+
+/// Nothing of the answer is sent before all of it is committed to, and what is shown then opens the commitment.
+#[tokio::test]
+async fn a_sealed_job_is_committed_to_and_shown_when_asked() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let plain = client.run(&job(150)).await;
+
+    let sealed = job(150);
+    let opened = client.open_sealed(&sealed).await;
+    let ProviderFrame::Committed(commitment) = client.next().await.unwrap() else { panic!("a commitment") };
+    client.send(ClientFrame::Show).await;
+    let ProviderFrame::Salt(salt) = client.next().await.unwrap() else { panic!("a salt") };
+    let outcome = client.finish(opened).await;
+    let response = outcome.done.receipt.receipt.response_hash;
+    assert_eq!(commitment, answer_commitment(provider.id(), sealed.request_hash(), salt, response));
+    assert_eq!((outcome.output, outcome.checkpoints), (plain.output, plain.checkpoints));
+
+    // Who does not want to see it pays for the input.
+    let unwanted = job(100);
+    let mut opened = client.open_sealed(&unwanted).await;
+    assert!(matches!(client.next().await.unwrap(), ProviderFrame::Committed(_)));
+    client.send(ClientFrame::Cancel).await;
+    let done = client.step(&mut opened).await.expect("the end");
+    assert_eq!((done.finish, done.receipt.receipt.output_tokens), (Finish::Cancelled, 0));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use assay_protocol::{ChannelTerms, ReceiverChannel, ReceiverState, StreamTerms};
 use assay_types::{
     Address, Amount, B256, CHUNK_TOKENS, ChannelConfig, ChannelId, Finish, Job, ModelId, ModelOffer, Offer, Prices,
     ProviderId, Receipt, RequestHash, Signature, SignedOffer, SignedReceipt, SignedVoucher, TokenId, TokenLogprobs,
-    receipt_domain, response_hash, settlement_domain,
+    answer_commitment, receipt_domain, response_hash, settlement_domain,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -77,6 +77,14 @@ pub enum Trick {
     InflateTotal,
     /// Stops the job of its own accord at this position, as a provider does that shuts down.
     QuitAt(usize),
+    /// Of a sealed job: commits to what another provider committed to (the commitment that [`FakeProvider::copies`] has).
+    CopyCommitment,
+    /// Of a sealed job: commits to something, and shows the right answer.
+    ShowOther,
+    /// Of a sealed job: commits and never shows.
+    NeverShow,
+    /// Of a sealed job: never commits.
+    NeverCommit,
     /// Says in its offer that all its slots and its queue are full.
     ClaimFull,
     /// Has somebody else sign its offers.
@@ -101,6 +109,10 @@ struct Shared {
     dead: watch::Sender<bool>,
     /// Counts jobs that were cancelled.
     cancelled: watch::Sender<u32>,
+    /// Its last commitment.
+    committed: watch::Sender<Option<B256>>,
+    /// Whom it copies, if it does.
+    copied: watch::Sender<Option<B256>>,
 }
 
 #[derive(Default)]
@@ -140,6 +152,8 @@ impl FakeProvider {
             releases: Semaphore::new(0),
             dead: watch::Sender::new(false),
             cancelled: watch::Sender::new(0),
+            committed: watch::Sender::new(None),
+            copied: watch::Sender::new(None),
         });
         let fake = Self { shared, address, accepting: Mutex::new(None) };
         fake.accept(listener);
@@ -161,6 +175,16 @@ impl FakeProvider {
     /// From the next job or offer on.
     pub fn set(&self, trick: Trick) {
         self.shared.state().trick = trick;
+    }
+
+    /// With [`Trick::CopyCommitment`]: it sends the next commitment of `victim` as its own, as soon as that is made.
+    pub fn copies(&self, victim: &Self) {
+        let (copied, mut made) = (self.shared.copied.clone(), victim.shared.committed.subscribe());
+        tokio::spawn(async move {
+            if let Ok(commitment) = made.wait_for(Option::is_some).await {
+                copied.send_replace(*commitment);
+            }
+        });
     }
 
     /// Lets one [`Trick::HoldAt`] pass.
@@ -298,17 +322,22 @@ impl Shared {
                     let last = state.receipts.get(&request).copied();
                     ProviderFrame::Receipt(Box::new(ReceiptReport { is_running, last }))
                 }
-                ClientFrame::Open(open) => match self.admit(*open) {
+                frame @ (ClientFrame::Open(_) | ClientFrame::OpenSealed(_)) => match self.admit(&frame) {
                     Ok(running) => {
                         connection.sender.send(&ProviderFrame::Accepted).await?;
                         let request = running.request;
-                        let ended = self.run(&mut connection, running).await;
+                        let is_sealed = matches!(frame, ClientFrame::OpenSealed(_));
+                        let sealed = if is_sealed { self.seal(&mut connection, &running).await } else { Ok(()) };
+                        let ended = match sealed {
+                            Ok(()) => self.run(&mut connection, running).await,
+                            Err(error) => Err(error),
+                        };
                         self.state().running.remove(&request);
                         ended?
                     }
                     Err(refused) => ProviderFrame::Refused(refused),
                 },
-                ClientFrame::Pay(_) | ClientFrame::Cancel => continue,
+                ClientFrame::Pay(_) | ClientFrame::Cancel | ClientFrame::Show => continue,
                 ClientFrame::Hello(_) => ProviderFrame::Refused(Refused::new(RefusedCode::Protocol, "hello again")),
             };
             connection.sender.send(&answer).await?;
@@ -348,7 +377,11 @@ impl Shared {
         }
     }
 
-    fn admit(&self, open: Open) -> Result<Running, Refused> {
+    fn admit(&self, frame: &ClientFrame) -> Result<Running, Refused> {
+        let (ClientFrame::Open(open) | ClientFrame::OpenSealed(open)) = frame else {
+            return Err(Refused::new(RefusedCode::Protocol, "no job"));
+        };
+        let open: &Open = open;
         let mut state = self.state();
         state.asked += 1;
         if let Trick::Refuse(code) = state.trick {
@@ -382,7 +415,7 @@ impl Shared {
         let stream = StreamTerms::new(&open.job, open.prices);
         let paid = stream.paid_tokens(open.grant).unwrap_or(0);
         Ok(Running {
-            job: open.job,
+            job: open.job.clone(),
             request,
             channel: terms.id(),
             channel_terms: terms,
@@ -392,6 +425,58 @@ impl Shared {
             paid,
             checkpoint: 0,
         })
+    }
+
+    /// Commits to the whole output, as far as a trick lets it, and waits until it has to show it.
+    async fn seal(&self, connection: &mut Connection, running: &Running) -> Result<(), NetError> {
+        let trick = self.state().trick;
+        let limits = OutputLimits {
+            max_tokens: running.job.max_tokens,
+            stop: running.job.stop.clone(),
+            ignore_eos: running.job.ignore_eos,
+        };
+        let mut text = OutputText::new(Arc::clone(&self.script.tokenizer), limits);
+        let mut output = Vec::new();
+        let finish = loop {
+            let token = self.token_at(output.len(), trick);
+            output.push(token);
+            match text.push(token).finish {
+                Some(FinishReason::Stop) => break Finish::Stop,
+                Some(FinishReason::Length) => break Finish::Length,
+                None => {}
+            }
+        };
+        let salt = B256::repeat_byte(self.script.key);
+        let own = answer_commitment(self.id, running.request, salt, response_hash(&output, finish));
+        let commitment = match trick {
+            Trick::CopyCommitment => {
+                let mut seen = self.copied.subscribe();
+                let copied = seen.wait_for(Option::is_some).await;
+                copied.ok().and_then(|copied| *copied).unwrap_or(own)
+            }
+            Trick::ShowOther => B256::repeat_byte(0xab),
+            _ => own,
+        };
+        if trick == Trick::NeverCommit {
+            // Until it is sent away.
+            let _ = connection.receiver.recv::<ClientFrame>().await?;
+            return Err(NetError::Closed);
+        }
+        self.committed.send_replace(Some(own));
+        connection.sender.send(&ProviderFrame::Committed(commitment)).await?;
+        match connection.receiver.recv::<ClientFrame>().await? {
+            ClientFrame::Show if trick == Trick::NeverShow => std::future::pending().await,
+            ClientFrame::Show => connection.sender.send(&ProviderFrame::Salt(salt)).await,
+            ClientFrame::Cancel => Err(NetError::Closed),
+            _ => Err(NetError::WrongPeer("a job is sealed".into())),
+        }
+    }
+
+    /// The script, as far as a trick lets it.
+    fn token_at(&self, position: usize, trick: Trick) -> TokenId {
+        let scripted = self.script.output.get(position).or(self.script.output.last());
+        let token = scripted.copied().expect("a script has at least one token");
+        if trick == Trick::WrongTokenAt(position) { token ^ 1 } else { token }
     }
 
     /// Produces tokens until an end; returns the last frame. If the peer leaves, what was produced is receipted.
@@ -473,9 +558,7 @@ impl Shared {
         trick: Trick,
     ) -> Result<Option<Finish>, NetError> {
         let position = running.job.prefix.len() + running.output.len();
-        let scripted = self.script.output.get(position).or(self.script.output.last());
-        let token = scripted.copied().expect("a script has at least one token");
-        let token = if trick == Trick::WrongTokenAt(position) { token ^ 1 } else { token };
+        let token = self.token_at(position, trick);
         running.output.push(token);
         let piece = running.text.push(token);
         let frame = match running.job.logprobs {

@@ -3,7 +3,7 @@
 use crate::world::{World, story};
 use alloy_signer_local::PrivateKeySigner;
 use assay_chain::DigestSigner;
-use assay_gateway::{AuditConfig, Referee, Refereed};
+use assay_gateway::{AuditConfig, GatewayConfig, Referee, Refereed};
 use assay_protocol::AuditPolicy;
 use assay_testkit::fake_provider::Trick;
 use assay_types::{
@@ -16,14 +16,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const CHAIN_ID: u64 = 31_337;
-const STORY: usize = 20;
+pub const STORY: usize = 20;
 
 /// Fakes a replay: the right output is the script that all honest fakes follow, and the logits at a position are its
 /// right token.
 #[derive(Debug)]
-struct Script {
+pub struct Script {
     output: Vec<TokenId>,
-    convictions: Mutex<Vec<(ReceiptFile, u32)>>,
+    pub convictions: Mutex<Vec<(ReceiptFile, u32)>>,
 }
 
 impl Script {
@@ -61,7 +61,7 @@ fn now() -> u64 {
 }
 
 /// All audited, as many decoys and second replays as the test says.
-fn audits(decoy_ppm: u32, recheck_ppm: u32, referee: Option<Arc<dyn Referee>>) -> AuditConfig {
+pub fn audits(decoy_ppm: u32, recheck_ppm: u32, referee: Option<Arc<dyn Referee>>) -> AuditConfig {
     AuditConfig {
         policy: AuditPolicy { floor_ppm: 1_000_000, decoy_ppm, recheck_ppm, ..AuditPolicy::default() },
         auditors: vec![key(0xa1).address(), key(0xa2).address()],
@@ -70,14 +70,24 @@ fn audits(decoy_ppm: u32, recheck_ppm: u32, referee: Option<Arc<dyn Referee>>) -
     }
 }
 
+/// Providers that follow a script, and a referee that knows it.
 async fn world(n: u8, decoy_ppm: u32, recheck_ppm: u32) -> (World, Arc<Script>) {
+    world_with(n, decoy_ppm, recheck_ppm, |_| ()).await
+}
+
+pub async fn world_with(
+    n: u8,
+    decoy_ppm: u32,
+    recheck_ppm: u32,
+    change: fn(&mut GatewayConfig),
+) -> (World, Arc<Script>) {
     let (_, tokenizer) = crate::world::tiny_model();
     let mut output = tokenizer.encode(&story(STORY), false, false);
     output.push(tokenizer.eos().unwrap());
     let script = Arc::new(Script { output, convictions: Mutex::default() });
     let referee: Arc<dyn Referee> = script.clone();
-    let world = World::start_audited(n, &story(STORY), audits(decoy_ppm, recheck_ppm, Some(referee))).await;
-    (world, script)
+    let audit = audits(decoy_ppm, recheck_ppm, Some(referee));
+    (World::start_all(n, &story(STORY), change, audit).await, script)
 }
 
 /// An auditor's side of the conversation.
@@ -149,7 +159,7 @@ fn auditor(world: &World, byte: u8) -> Auditor<'_> {
     Auditor { world, key: key(byte) }
 }
 
-async fn score(world: &World, number: usize) -> u64 {
+pub async fn score(world: &World, number: usize) -> u64 {
     let reply = world.get("/v1/providers").await.json();
     let id = world.providers[number].id().to_string();
     let all = reply["data"].as_array().unwrap();

@@ -8,6 +8,7 @@ mod failover;
 mod keys;
 mod lifecycle;
 mod money;
+mod redundant;
 mod routing;
 mod streaming;
 mod world;

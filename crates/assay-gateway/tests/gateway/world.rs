@@ -119,7 +119,7 @@ impl World {
         Self::start_all(n, text, |_| (), audit).await
     }
 
-    async fn start_all(n: u8, text: &str, change: fn(&mut GatewayConfig), audit: AuditConfig) -> Self {
+    pub async fn start_all(n: u8, text: &str, change: fn(&mut GatewayConfig), audit: AuditConfig) -> Self {
         let (model, tokenizer) = tiny_model();
         let mut output: Vec<TokenId> = tokenizer.encode(text, false, false);
         output.push(tokenizer.eos().unwrap());

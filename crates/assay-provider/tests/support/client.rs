@@ -128,8 +128,17 @@ impl Client {
     }
 
     pub async fn open(&mut self, job: &Job) -> Opened {
-        let frame = self.open_frame(job);
-        self.send(ClientFrame::Open(Box::new(frame))).await;
+        let frame = ClientFrame::Open(Box::new(self.open_frame(job)));
+        self.open_with(job, frame).await
+    }
+
+    pub async fn open_sealed(&mut self, job: &Job) -> Opened {
+        let frame = ClientFrame::OpenSealed(Box::new(self.open_frame(job)));
+        self.open_with(job, frame).await
+    }
+
+    async fn open_with(&mut self, job: &Job, frame: ClientFrame) -> Opened {
+        self.send(frame).await;
         assert_eq!(self.next().await.unwrap(), ProviderFrame::Accepted);
         let (request, terms) = (job.request_hash(), StreamTerms::new(job, PRICES));
         Opened { job: job.clone(), request, terms, output: vec![], scores: vec![], checkpoints: vec![] }
