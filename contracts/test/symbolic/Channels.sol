@@ -59,8 +59,8 @@ contract Payer {
 
 /// @notice Proofs over all numbers, by symbolic execution (PyPI `halmos`; forge does not run them).
 /// @dev Each begins at any books that fulfil the invariant and makes one call. What is called a proof holds for all
-/// values of the arguments of a `check_` function; together with empty books at the start they are an induction over
-/// every sequence of calls on one channel. The addresses are fixed, which loses nothing: no code depends on their bits.
+/// values of the arguments of a `check_` function. The step that is missing for an induction over every sequence of
+/// calls is a claim by the receiver. The addresses are fixed, which loses nothing: no code depends on their bits.
 contract ChannelProofs {
     Vm private constant vm = Vm(address(uint160(uint256(keccak256("hevm cheat code")))));
     uint40 private constant DELAY = 1 days;

@@ -187,11 +187,15 @@ async fn receipt(State(inner): Shared, Path(id): Path<String>, headers: HeaderMa
         let key = authorize(&inner, &headers)?;
         let not_found = || GatewayError::ReceiptNotFound(id.chars().take(80).collect());
         let id = parse_receipt_id(&id).ok_or_else(not_found)?;
-        if inner.running.owner(id) == Some(key.id) {
-            return Err(GatewayError::ReceiptPending);
-        }
+        // Asked first, as a request that ends in between is in the store then; believed last, as a request whose
+        // receipt is stored runs on for a moment.
+        let is_running = inner.running.owner(id) == Some(key.id);
         // Another key's receipt is not found: its existence is nobody else's business.
-        let stored = inner.store.receipt(id).await?.filter(|stored| stored.key_id == key.id.0).ok_or_else(not_found)?;
+        let stored = match inner.store.receipt(id).await?.filter(|stored| stored.key_id == key.id.0) {
+            Some(stored) => stored,
+            None if is_running => return Err(GatewayError::ReceiptPending),
+            None => return Err(not_found()),
+        };
         if stored.parts.is_empty() {
             return Err(GatewayError::ReceiptEmpty);
         }
