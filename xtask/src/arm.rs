@@ -2,6 +2,7 @@
 //! too, and run under qemu. The same golden values are compared as on x86-64.
 
 use crate::shell::{self, root, target_dir};
+use crate::test::published_encoder;
 use anyhow::{Context, bail};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -55,7 +56,11 @@ pub fn run() -> anyhow::Result<()> {
     test(&["--package", "assay-num", "--tests"]).context("kernels on AArch64")?;
     test(&["--package", "assay-engine", "--test", "identity"]).context("whole models on AArch64")?;
     // The other tests of encoders compare with numbers in f64, not with bits.
-    test(&["--package", "assay-engine", "--test", "encoder", "vectors_do_not_depend"]).context("encoders on AArch64")
+    test(&["--package", "assay-engine", "--test", "encoder", "vectors_do_not_depend"])
+        .context("encoders on AArch64")?;
+    let [folder, sentences] = published_encoder()?;
+    cargo(&["run", "--quiet", "--package", "assay-import", "--example", "encoder_bits", "--", &folder, &sentences])
+        .context("a published encoder on AArch64")
 }
 
 fn cargo(words: &[&str]) -> anyhow::Result<()> {

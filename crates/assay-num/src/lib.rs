@@ -7,8 +7,10 @@
 //! Does not own: files, models, schedulers. It reads no environment and no clock.
 //!
 //! Invariants: f32, round to nearest even, no flush to zero, no denormals-are-zero. A value that is
-//! not finite is never canonical: its bits may differ by instruction set, but it never turns back
-//! into a finite value unnoticed ([`check_finite`] after each layer or on the logits finds it).
+//! not finite may have other bits by instruction set if it is NaN, and NaN never turns back into a
+//! finite value unnoticed ([`check_finite`] after each layer or on the logits finds it). Infinity
+//! can, as IEEE 754 has it and with the same bits everywhere: the norm of a row whose sum of squares
+//! overflows is 0, and so is the weight of a score of minus infinity.
 //!
 //! `unsafe` appears in five kinds of places: calls into `#[target_feature]` functions after the
 //! CPU check that made the [`Kernels`] value, vector loads and stores through references to arrays,
