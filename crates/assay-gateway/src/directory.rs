@@ -56,8 +56,10 @@ pub(crate) struct Picked {
 /// Why nobody takes a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Nobody {
-    /// No provider offers the model, or all that do were tried or filtered out.
+    /// No provider offers the model.
     Offers,
+    /// Some offer it, but the request names, ignores or pays others, or they were tried.
+    IsWanted,
     /// Some offer it, but none takes anything new now.
     HasRoom,
     /// Some offer it with less context than the request needs.
@@ -131,6 +133,9 @@ impl Directory {
         chosen.ok_or_else(|| {
             let needed = wish.input_tokens.saturating_add(wish.max_tokens);
             match snapshot.providers.iter().map(|candidate| candidate.context_length).max() {
+                None if listings.iter().any(|listing| context(&listing.offer, wish.model).is_some()) => {
+                    Nobody::IsWanted
+                }
                 None => Nobody::Offers,
                 Some(longest) if u64::from(longest) < needed => Nobody::HasContext { longest },
                 Some(_) => Nobody::HasRoom,

@@ -100,6 +100,9 @@ pub enum GatewayError {
     /// Nobody offers the model at the moment.
     #[error("no provider offers this model at the moment; try again shortly")]
     NoProvider,
+    /// The request's own wishes leave nobody of those who offer the model.
+    #[error("of the providers of this model the request's 'provider' object allows none; see GET /v1/providers")]
+    NoneWanted,
     /// Every provider that was tried failed before the first token.
     #[error("every provider that was tried failed; the last one: {0}")]
     Providers(String),

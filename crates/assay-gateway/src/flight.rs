@@ -425,6 +425,7 @@ impl Flight {
             (_, Some(_)) if only_busy => GatewayError::Busy,
             (_, Some(loss)) => GatewayError::Providers(loss),
             (Nobody::Offers, None) => GatewayError::NoProvider,
+            (Nobody::IsWanted, None) => GatewayError::NoneWanted,
             (Nobody::HasRoom, None) => GatewayError::Busy,
             (Nobody::HasContext { longest }, None) => {
                 let job = &self.ticket.job;

@@ -108,6 +108,9 @@ fn look(error: &GatewayError) -> Look {
         GatewayError::BodyTimeout => plain(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout"),
         GatewayError::BodyBroken => invalid("body_broken", None),
         GatewayError::Busy => retry(StatusCode::TOO_MANY_REQUESTS, RATE, "no_capacity", 1),
+        GatewayError::NoneWanted => {
+            Look { param: Some("provider".into()), ..plain(StatusCode::NOT_FOUND, INVALID, "no_provider_allowed") }
+        }
         GatewayError::NoProvider => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_provider", 2),
         GatewayError::Providers(_) => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "provider_failed", 1),
         GatewayError::JobRefused(_) => invalid("job_refused", None),

@@ -42,7 +42,7 @@ async fn nobody_dearer_than_that_is_asked() {
     assert_eq!(ask(json!({"prompt": 50, "completion": 100})).await.status, 200);
     for max in [json!({"prompt": 49.999_999}), json!({"completion": 99})] {
         let reply = ask(max).await;
-        assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (503, &json!("no_provider")));
+        assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (404, &json!("no_provider_allowed")));
     }
     assert_eq!(world.providers[0].jobs().len(), 1);
 }

@@ -134,8 +134,9 @@ async fn provider_filters_are_obeyed() {
     let reply = world.chat(json!({"provider": {"ignore": ignore}})).await;
     assert_eq!(reply.json()["assay"]["providers"], json!([world.providers[1].id().to_string()]));
     let nobody = world.chat(json!({"provider": {"only": [ignore[0]], "ignore": [ignore[0]]}})).await;
-    assert_eq!(nobody.status, 503);
-    assert_eq!(nobody.json()["error"]["code"], "no_provider");
+    assert_eq!(nobody.status, 404);
+    assert_eq!(nobody.json()["error"]["code"], "no_provider_allowed");
+    assert_eq!(nobody.json()["error"]["param"], "provider");
 }
 
 #[tokio::test(flavor = "multi_thread")]
