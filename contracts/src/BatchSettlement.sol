@@ -74,7 +74,9 @@ contract BatchSettlement is IBatchSettlement, IERC5267, Multicall, ReentrancyGua
         if (balanceBefore == 0) emit ChannelCreated(channelId, config);
         emit Deposited(channelId, msg.sender, amount, newBalance);
 
-        // The collector is chosen by the caller and the token by the payer: believe only the balance.
+        // The collector is chosen by the caller and the token by the payer: believe only the balance. Nothing else that
+        // moves tokens can run meanwhile: every such function has the same guard.
+        // slither-disable-next-line reentrancy-balance
         uint256 held = IERC20(config.token).balanceOf(address(this));
         IDepositCollector(collector).collect(config.payer, config.token, amount, channelId, collectorData);
         if (IERC20(config.token).balanceOf(address(this)) != held + amount) revert DepositCollectionFailed();

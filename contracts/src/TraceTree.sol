@@ -107,6 +107,7 @@ library TraceTree {
             uint256 used;
             for (; n > 1; n = (n + 1) / 2) {
                 // An odd last node has no sibling.
+                // slither-disable-next-line incorrect-exp (the neighbour's number, not a power)
                 if (index ^ 1 < n) {
                     if (used == path.length) return 0;
                     bytes32 sibling = path[used++];

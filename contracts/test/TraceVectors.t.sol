@@ -144,6 +144,21 @@ contract TraceVectorsTest is Base {
         vm.assertTrue(number != r.number, "another leaf has another number");
     }
 
+    function test_aLeafOfAnotherLengthIsRefused() public {
+        (Record memory r,) = this.firstRecord(vm.parseJsonBytes(json, ".records"));
+        uint256 length = r.leaf.length;
+        for (uint256 wrong = length - 1; wrong <= length + 1; wrong += 2) {
+            vm.expectRevert(abi.encodeWithSelector(IJudge.BadLength.selector, wrong, length));
+            judge.claimOf(r.site, r.input, new bytes(wrong));
+        }
+        vm.expectRevert(abi.encodeWithSelector(IJudge.BadLength.selector, 0, length));
+        judge.claimOf(r.site, r.input, "");
+    }
+
+    function firstRecord(bytes calldata data) external pure returns (Record memory, uint256) {
+        return _record(data, 0);
+    }
+
     // ------------------------------------------------------------------ documents
 
     function test_graphsHashAsTheManifestSays() public view {

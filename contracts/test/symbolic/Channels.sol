@@ -59,8 +59,9 @@ contract Payer {
 
 /// @notice Proofs over all numbers, by symbolic execution (PyPI `halmos`; forge does not run them).
 /// @dev Each begins at any books that fulfil the invariant and makes one call. What is called a proof holds for all
-/// values of the arguments of a `check_` function. The step that is missing for an induction over every sequence of
-/// calls is a claim by the receiver. The addresses are fixed, which loses nothing: no code depends on their bits.
+/// values of the arguments of a `check_` function: an induction over every sequence of calls on a channel. The signed
+/// forms of claim and refund are not called; they differ in who may call, and share the code that books. The addresses
+/// are fixed, which loses nothing: no code depends on their bits.
 contract ChannelProofs {
     Vm private constant vm = Vm(address(uint160(uint256(keccak256("hevm cheat code")))));
     uint40 private constant DELAY = 1 days;
@@ -143,6 +144,33 @@ contract ChannelProofs {
         (bool ok,) = address(settlement).call(abi.encodeCall(settlement.claim, (_rows(ceiling, total))));
         (, uint256 claimed) = _end();
         assert(!ok && claimed == claimedBefore);
+    }
+
+    /// @notice Voucher monotonicity: a claim books what the receiver asks for if that is more than before and no more
+    /// than the payer signed and has, and otherwise nothing. An older voucher, or the same one again, changes nothing.
+    function check_claimsRiseToWhatIsSigned(Books memory b, uint128 ceiling, uint128 total, bool byReceiver) external {
+        _begin(b);
+        payer.sign(settlement.getVoucherDigest(id, ceiling));
+        vm.prank(byReceiver ? RECEIVER : AUTHORIZER);
+        (bool ok,) = address(settlement).call(abi.encodeCall(settlement.claim, (_rows(ceiling, total))));
+        (uint256 balance, uint256 claimed) = _end();
+        assert(balance == balanceBefore);
+        // A receiver's claims of all time have to fit 128 bits; beyond that it can claim no more.
+        if (uint256(b.receiverClaimed) + balanceBefore - claimedBefore > type(uint128).max) return;
+        if (total <= claimedBefore) assert(ok && claimed == claimedBefore);
+        else if (total <= ceiling && total <= balance) assert(ok && claimed == total);
+        else assert(!ok && claimed == claimedBefore);
+    }
+
+    /// @notice What the payer did not sign is not booked, whatever it has signed besides.
+    function check_nobodyClaimsUnsigned(Books memory b, uint128 ceiling, uint128 total, bytes32 signed) external {
+        _begin(b);
+        vm.assume(signed != settlement.getVoucherDigest(id, ceiling));
+        payer.sign(signed);
+        vm.prank(RECEIVER);
+        (bool ok,) = address(settlement).call(abi.encodeCall(settlement.claim, (_rows(ceiling, total))));
+        (, uint256 claimed) = _end();
+        assert(claimed == claimedBefore && ok == (total <= claimedBefore));
     }
 
     // ------------------------------------------------------------------ the channel sum, call by call
