@@ -6,6 +6,7 @@
 mod input;
 mod limit;
 
+pub mod dagpb;
 pub mod gguf;
 pub mod model;
 pub mod request;

@@ -15,6 +15,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("tokenizer", 512),
     ("template", 512),
     ("model", 160),
+    ("dagpb", 768),
     ("wire", 768),
     ("request", 512),
 ];

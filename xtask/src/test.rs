@@ -22,6 +22,7 @@ const STEPS: &[(&str, Step)] = &[
     ("openapi", openapi),
     ("x402", x402),
     ("chains", chains),
+    ("ipfs", ipfs),
 ];
 
 /// Inputs of each fuzz target, and where they start: a fresh checkout tests the same ones every time.
@@ -167,6 +168,14 @@ fn chains() -> anyhow::Result<()> {
     npm_ci(&dir)?;
     let serve = target_dir().join("release/examples/serve");
     shell::run(Command::new("node").arg("run.mjs").arg(serve).current_dir(&dir))
+}
+
+/// The same content addresses as another implementation of IPFS's file blocks.
+fn ipfs() -> anyhow::Result<()> {
+    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    let dir = root().join("tests/ipfs");
+    npm_ci(&dir)?;
+    shell::run(Command::new("node").arg("run.mjs").arg(target_dir().join("release/assay")).current_dir(&dir))
 }
 
 fn cargo(args: &[&str]) -> anyhow::Result<()> {

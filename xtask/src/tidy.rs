@@ -15,6 +15,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("assay-grammar", 1),
     ("assay-protocol", 1),
     ("assay-api", 1),
+    ("assay-dag", 1),
     ("assay-graph", 2),
     ("assay-engine", 3),
     ("assay-import", 3),

@@ -2,12 +2,14 @@
 //!
 //! The only crate that maps files. It does not run models (`assay-engine`) and does not know the network.
 
+mod blocks;
 mod cache;
 mod file;
 mod manifest;
 mod map;
 mod weights;
 
+pub use blocks::cut;
 pub use cache::ManifestCache;
 pub use file::{MappedFile, ModelFile};
 pub use manifest::{manifest, manifest_of};

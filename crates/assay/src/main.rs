@@ -5,6 +5,7 @@ mod audit;
 mod bench;
 mod chain;
 mod children;
+mod cid;
 mod control;
 mod demo;
 mod dispute;
@@ -59,6 +60,8 @@ enum Command {
     Show(inventory::ShowArgs),
     /// Removes a model, or prepared weights
     Rm(inventory::RmArgs),
+    /// The content address (CID) of a file, as IPFS names it
+    Cid(cid::CidArgs),
     /// Whether everything here is in order, and what to do if not
     Doctor(doctor::DoctorArgs),
     /// API keys of the gateway on this machine: create, list, set, revoke
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Command::List(args) => inventory::list(&args),
         Command::Show(args) => inventory::show(&args),
         Command::Rm(args) => inventory::rm(&args),
+        Command::Cid(args) => cid::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Key(args) => key::run(args),
         Command::Usage(args) => usage::run(&args),
