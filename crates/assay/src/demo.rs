@@ -1,10 +1,14 @@
 //! `assay demo cheat`: a provider serves four-bit weights for an eight-bit model, is caught, judged on chain and slashed.
 //!
 //! Everything is real but the size: an embedded chain with the contracts, three providers with stakes and channels, a
-//! gateway, an answer with its receipt, a replay, and a dispute of which every move is a transaction. The cheat plays as
-//! well as it can: it shows the trace that it computed, and states honestly what each step should have read.
+//! gateway, an answer with its receipt, an auditor, and a dispute that begins by itself and of which every move is a
+//! transaction. The cheat plays as well as it can: it shows the trace that it computed, and states honestly what each
+//! step should have read.
 
-use crate::dispute::{self, Chain, Ending, Fault, Narrator, Subject};
+use crate::children::Supervised;
+use crate::dispute::{self, Narrator, Subject};
+use crate::prosecutor::{self, Listener, Prosecutor, Record, Stage as Standing};
+use crate::referee::EngineReferee;
 use crate::{load, shipped, start_logging, state::State, up};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, bail, ensure};
@@ -54,6 +58,9 @@ const RECEIPT_TRIES: u32 = 100;
 const RECEIPT_PAUSE: Duration = Duration::from_millis(20);
 /// How long the gateway may take to find and fund all providers.
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long the audit and the dispute may take, and how often it is looked whether they are over.
+const JUDGED_TIME_MAX: Duration = Duration::from_secs(600);
+const JUDGED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Shows on this machine, with a network of its own, what assay is for.
 #[derive(Args)]
@@ -93,7 +100,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
         bail!("{} is not empty; the demo needs a folder of its own, choose one with --dir", dir.display());
     }
     let started = Instant::now();
-    let narrator = Narrator::new(args.json);
+    let narrator = Arc::new(Narrator::new(args.json));
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(cheat(&dir, args.tokens, &narrator))?;
     if args.dir.is_none() {
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
@@ -115,7 +122,7 @@ struct Stage {
     tokens: u32,
 }
 
-async fn cheat(dir: &Path, tokens: u32, narrator: &Narrator) -> anyhow::Result<()> {
+async fn cheat(dir: &Path, tokens: u32, narrator: &Arc<Narrator>) -> anyhow::Result<()> {
     let stage = Stage::set(dir, tokens).await?;
     let terms = stage.operator.court.as_ref().context("the network has a court")?.terms().await?;
     narrator.say(
@@ -141,23 +148,21 @@ async fn cheat(dir: &Path, tokens: u32, narrator: &Narrator) -> anyhow::Result<(
     let payer = stage.key("gateway.key").await?;
     let (gguf, listen) = (load::open(stage.shown()?)?, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let served = GatewayModel::from_gguf(shipped::NAME.into(), vec![], stage.manifest.clone(), gguf.gguf())?;
-    let gateway = up::start_gateway(
-        &stage.state,
-        &stage.chain,
-        &stage.operator,
-        payer.clone(),
-        served,
-        up::GatewayOptions { listen, audit: AuditConfig::default(), x402: None },
-    )
-    .await?;
+    let prosecutor = stage.prosecutor(narrator).await?;
+    let audit = stage.audits(&prosecutor)?;
+    let options = up::GatewayOptions { listen, audit, x402: None };
+    let gateway =
+        up::start_gateway(&stage.state, &stage.chain, &stage.operator, payer.clone(), served, options).await?;
     let key = gateway.keys().create("demo").await?;
     ensure!(gateway.ready(PROVIDERS, READY_TIME_MAX).await, "the gateway did not reach its providers");
+    let auditor = stage.auditor(gateway.address()).await?;
 
     let (loaded, model) = stage.model()?;
-    let (file, question) = caught(&stage, narrator, gateway.address(), &key, cheat, &model).await?;
     let stake_before = stage.operator.registry.stake_of(cheat).await?;
-    let ending = prosecute(&stage, narrator, &file, &loaded, &model).await?;
-    ensure!(matches!(ending, Ending::Convicted(_)), "the cheat was not convicted");
+    let (file, question) = caught(&stage, narrator, gateway.address(), &key, cheat, &model).await?;
+    let record = prosecuted(&stage, narrator, &file, &loaded).await?;
+    ensure!(record.stage == Standing::Convicted, "the cheat was not convicted: {}", record.says);
+    prosecutor.stop().await;
     let stake_after = stage.operator.registry.stake_of(cheat).await?;
     narrator.say(&format!("the cheat's stake: {stake_before} before, {stake_after} now"), None);
     ensure!(stake_after < stake_before, "the stake did not move");
@@ -166,6 +171,7 @@ async fn cheat(dir: &Path, tokens: u32, narrator: &Narrator) -> anyhow::Result<(
     // The cheat leaves; the same question goes to an honest provider.
     drop(providers.remove(0).shutdown().await);
     honest_answer(&stage, narrator, gateway.address(), &key, question, &model).await?;
+    auditor.stop().await?;
     gateway.shutdown().await?;
     for provider in providers {
         let id = provider.id();
@@ -220,6 +226,31 @@ impl Stage {
         Ok((loaded, model))
     }
 
+    /// Takes wrong answers to court, with an account of its own.
+    async fn prosecutor(&self, narrator: &Arc<Narrator>) -> anyhow::Result<Prosecutor> {
+        let challenger = self.network(self.key("challenger.key").await?).await?;
+        let narrator = Arc::clone(narrator);
+        let listener: Listener = Arc::new(move |text, sent| narrator.say(text, sent));
+        let started =
+            up::start_prosecutor(&self.state, challenger.client, &self.operator, &self.honest, FUNDS, Some(listener));
+        started.await?.context("the network has a court")
+    }
+
+    /// One auditor, and an engine in this process that is asked before anybody is blamed.
+    fn audits(&self, prosecutor: &Prosecutor) -> anyhow::Result<AuditConfig> {
+        let key = crate::state::load_or_create_key(&self.state.dir("auditor")?.join("auditor.key"))?;
+        let (model_id, convictions) = (self.manifest.model_id(), self.state.file("convictions"));
+        let referee = EngineReferee::new(&self.honest, model_id, load::CacheArgs::none(), usize::MAX, convictions)
+            .with_prosecutor(Some(prosecutor.waker()));
+        Ok(AuditConfig { auditors: vec![key.address()], referee: Some(Arc::new(referee)), ..AuditConfig::default() })
+    }
+
+    /// The auditor's process.
+    async fn auditor(&self, gateway: SocketAddr) -> anyhow::Result<Supervised> {
+        let cache = load::CacheArgs::none();
+        up::start_auditor(&self.state, &self.honest, &cache, gateway, self.chain.chain_id()).await
+    }
+
     /// Provider number `index`; number 0 runs other weights than it says.
     async fn provider(&self, index: usize) -> anyhow::Result<Provider> {
         let key = self.key(&format!("provider-{}.key", index + 1)).await?;
@@ -259,21 +290,24 @@ async fn caught(
     model: &Arc<Model>,
 ) -> anyhow::Result<(ReceiptFile, &'static str)> {
     for question in PROMPTS {
-        let (text, file) = ask(gateway, key, question, stage.tokens).await?;
-        if file.parts.iter().any(|part| part.provider != cheat) {
-            continue;
-        }
-        narrator.say(&format!("a user asks {question:?} and gets {text:?}, with a receipt signed by {cheat}"), None);
+        let (text, file) = ask(gateway, key, question, stage.tokens, Some(cheat)).await?;
+        narrator.say(
+            &format!("a user asks the cheapest {question:?} and gets {text:?}, with a receipt signed by {cheat}"),
+            None,
+        );
         let statements = statements::check(&file)?;
         let mut runner = Runner::new(load::all_cores());
         let verdict = replay(&file, &statements, model, stage.manifest.model_id(), &mut runner)?;
         let Verdict::WrongToken { index, expected, got, .. } = verdict else {
-            narrator.say("an auditor replays it: by chance four bits give the same tokens here", None);
+            narrator.say("by chance four bits give the same tokens here", None);
             continue;
         };
-        let expected = expected.map_or_else(|| "the end".to_owned(), |token| format!("token {token}"));
         tracing::debug!(index, got, expected, "wrong");
-        narrator.say("an auditor replays it in one prefill, and it is wrong", None);
+        narrator.say(
+            "the provider is new, so all that it answers is audited: an auditor, a process of its own, replays it in one \
+             prefill, and the gateway once more",
+            None,
+        );
         let path = stage.state.file("receipt.json");
         crate::state::write_json(&path, &file)?;
         return Ok((file, question));
@@ -281,43 +315,46 @@ async fn caught(
     bail!("the cheat's weights gave the right answer to every question")
 }
 
-async fn prosecute(
+/// Waits until the dispute that begins by itself is over; plays the cheat in it.
+async fn prosecuted(
     stage: &Stage,
     narrator: &Narrator,
     file: &ReceiptFile,
     loaded: &load::Opened,
-    model: &Arc<Model>,
-) -> anyhow::Result<Ending> {
-    let statements = statements::check(file)?;
-    let mut runner = Runner::new(load::all_cores());
-    let verdict = replay(file, &statements, model, stage.manifest.model_id(), &mut runner);
-    let Fault::In(part) = dispute::find_fault(file, verdict, narrator)? else { bail!("the answer is right") };
-    let subject = Subject::of(file, part);
-    let challenger = stage.network(stage.key("challenger.key").await?).await?;
-    let court = challenger.court.clone().context("the network has a court")?;
-    let terms = court.terms().await?;
-    let chain = Chain { client: challenger.client.clone(), court, terms };
+) -> anyhow::Result<Record> {
+    let subject = Subject::of(file, 0);
     let traced = Arc::new(loaded.traced()?);
     let case = dispute::case(file, &subject, &traced)?;
-    let id = Court::dispute_id(chain.client.address(), &case);
-    let trace = dispute::compute(&subject, Arc::clone(&traced), load::all_cores())?;
-
+    let challenger = crate::state::read_key(&stage.state.file("challenger.key"))?.address();
+    let id = Court::dispute_id(challenger, &case);
     let cheap = load::open(stage.cheap.to_str().context("a path in UTF-8")?)?;
-    let of_cheat = dispute::compute(&subject, Arc::new(cheap.traced()?), load::all_cores())?;
-    let right = dispute::compute(&subject, traced, load::all_cores())?;
+    let of_cheat = dispute::compute(&subject, Arc::new(cheap.traced()?), load::all_cores(), &mut |_, _| ())?;
+    let right = dispute::compute(&subject, traced, load::all_cores(), &mut |_, _| ())?;
     let cheat = stage.network(crate::state::read_key(&stage.state.file("provider-1.key"))?).await?;
-    let (before, gas_of_cheat) = (narrator.gas(), Arc::new(AtomicU64::new(0)));
+    let gas_of_cheat = Arc::new(AtomicU64::new(0));
     let defending = tokio::spawn(defend_cheat(cheat, id, of_cheat, right, Arc::clone(&gas_of_cheat)));
-
-    let since = dispute::open(narrator, &chain, file, &subject, &case, id).await?;
-    let documents = subject.documents(case);
-    let ending = dispute::play(narrator, &chain, id, since, &trace, &documents).await;
+    let record = judged(&stage.state.file("disputes"), &file.id.to_string()).await;
     defending.abort();
-    let gas = (narrator.gas() - before, gas_of_cheat.load(Ordering::Relaxed));
-    narrator.say(&format!("the dispute took {} gas of the challenger and {} of the provider", gas.0, gas.1), None);
-    let sent = chain.court.withdraw().await?;
-    narrator.say("the challenger takes its bond and its reward out of the court", Some(&sent));
-    ending
+    let record = record?;
+    // What comes after the judgement is no part of the game.
+    let is_game = |says: &str| !says.starts_with("the challenger takes");
+    let gas: u64 = record.transactions.iter().filter(|sent| is_game(&sent.says)).map(|sent| sent.gas).sum();
+    let of_cheat = gas_of_cheat.load(Ordering::Relaxed);
+    narrator.say(&format!("the dispute took {gas} gas of the challenger and {of_cheat} of the provider"), None);
+    Ok(record)
+}
+
+/// The record of a dispute that is over.
+async fn judged(disputes: &Path, receipt: &str) -> anyhow::Result<Record> {
+    let started = Instant::now();
+    loop {
+        let found = prosecutor::records(disputes)?.into_iter().find(|record| record.receipt == receipt);
+        if let Some(record) = found.filter(|record| record.stage.is_final()) {
+            return Ok(record);
+        }
+        ensure!(started.elapsed() < JUDGED_TIME_MAX, "no judgement after {} s", JUDGED_TIME_MAX.as_secs());
+        tokio::time::sleep(JUDGED_PAUSE).await;
+    }
 }
 
 /// The cheat answers with what it computed; what a step reads it states as it is in the model that it should have run,
@@ -361,7 +398,7 @@ async fn honest_answer(
     question: &str,
     model: &Arc<Model>,
 ) -> anyhow::Result<()> {
-    let (text, file) = ask(gateway, key, question, stage.tokens).await?;
+    let (text, file) = ask(gateway, key, question, stage.tokens, None).await?;
     let statements = statements::check(&file)?;
     let mut runner = Runner::new(load::all_cores());
     let verdict = replay(&file, &statements, model, stage.manifest.model_id(), &mut runner)?;
@@ -374,12 +411,21 @@ async fn honest_answer(
     Ok(())
 }
 
-/// One question to the gateway: the answer's text and its receipt file.
-async fn ask(gateway: SocketAddr, key: &str, question: &str, tokens: u32) -> anyhow::Result<(String, ReceiptFile)> {
-    let body = json!({
+/// One question to the gateway, of this provider if it has to be one: the answer's text and its receipt file.
+async fn ask(
+    gateway: SocketAddr,
+    key: &str,
+    question: &str,
+    tokens: u32,
+    of: Option<ProviderId>,
+) -> anyhow::Result<(String, ReceiptFile)> {
+    let mut body = json!({
         "model": shipped::NAME, "max_tokens": tokens, "temperature": 0, "ignore_eos": tokens > TOKENS,
         "messages": [{"role": "user", "content": question}],
     });
+    if let Some(provider) = of {
+        body["provider"] = json!({"only": [provider]});
+    }
     let (head, reply) = http(gateway, "POST", "/v1/chat/completions", key, &body.to_string()).await?;
     let reply: Value = serde_json::from_slice(&reply).context("the gateway's answer")?;
     let text = reply["choices"][0]["message"]["content"].as_str().with_context(|| format!("no answer: {reply}"))?;

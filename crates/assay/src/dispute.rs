@@ -5,7 +5,7 @@
 
 use crate::{load, start_logging, state, tell, verify};
 use anyhow::{Context, bail, ensure};
-use assay_chain::client::{Case, Court, CourtTerms, Outcome, Phase, TransactionReceipt, finality_depth};
+use assay_chain::client::{Case, Court, CourtTerms, Outcome, Phase, Token, TransactionReceipt, finality_depth};
 use assay_chain::{B256, ChainClient, ClientOptions};
 use assay_engine::{LoadOptions, Runner};
 use assay_graph::{Trace, TraceOptions, TracedModel, greedy};
@@ -19,7 +19,6 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Gas of a challenger's side of a long dispute, punishment included.
@@ -92,44 +91,54 @@ pub fn run(args: &DisputeArgs) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Says what happens: to a person, or as JSON lines.
+/// Says what happens.
 pub struct Narrator {
-    json: bool,
-    gas: AtomicU64,
+    voice: Voice,
 }
+
+enum Voice {
+    /// To a person, or as JSON lines.
+    Printed {
+        json: bool,
+    },
+    Told(Tell),
+}
+
+/// Is told of a step and its transaction.
+type Tell = Box<dyn Fn(&str, Option<&TransactionReceipt>) + Send + Sync>;
 
 impl Narrator {
     /// As JSON lines or for a person.
     pub fn new(json: bool) -> Self {
-        Self { json, gas: AtomicU64::new(0) }
+        Self { voice: Voice::Printed { json } }
     }
 
-    /// Gas of all transactions that were told of.
-    pub fn gas(&self) -> u64 {
-        self.gas.load(Ordering::Relaxed)
+    /// To whoever wants to know.
+    pub fn into(tell: Tell) -> Self {
+        Self { voice: Voice::Told(tell) }
     }
 
     /// A step, with its transaction if it has one.
     pub fn say(&self, text: &str, sent: Option<&TransactionReceipt>) {
-        self.gas.fetch_add(sent.map_or(0, |sent| sent.gas_used), Ordering::Relaxed);
-        let transaction =
-            sent.map(|sent| json!({"hash": sent.transaction_hash, "block": sent.block_number, "gas": sent.gas_used}));
-        if self.json {
-            crate::say(&json!({"says": text, "transaction": transaction}).to_string());
-        } else if let Some(sent) = sent {
-            crate::say(&format!("{text}\n    transaction {}, {} gas", sent.transaction_hash, sent.gas_used));
-        } else {
-            crate::say(text);
+        match (&self.voice, sent) {
+            (Voice::Told(tell), _) => tell(text, sent),
+            (Voice::Printed { json: true }, _) => {
+                let of = |sent: &TransactionReceipt| json!({"hash": sent.transaction_hash, "block": sent.block_number, "gas": sent.gas_used});
+                crate::say(&json!({"says": text, "transaction": sent.map(of)}).to_string());
+            }
+            (_, Some(sent)) => {
+                crate::say(&format!("{text}\n    transaction {}, {} gas", sent.transaction_hash, sent.gas_used));
+            }
+            (_, None) => crate::say(text),
         }
     }
 
     fn end(&self, word: &str, text: &str) {
-        if self.json {
-            crate::say(&json!({"result": word, "says": text}).to_string());
-        } else if word == "not decided" {
-            tell(format_args!("assay: {word}: {text}\n"));
-        } else {
-            crate::say(&format!("{word}: {text}"));
+        match &self.voice {
+            Voice::Told(tell) => tell(&format!("{word}: {text}"), None),
+            Voice::Printed { json: true } => crate::say(&json!({"result": word, "says": text}).to_string()),
+            _ if word == "not decided" => tell(format_args!("assay: {word}: {text}\n")),
+            _ => crate::say(&format!("{word}: {text}")),
         }
     }
 }
@@ -169,7 +178,8 @@ async fn dispute(args: &DisputeArgs, narrator: &Narrator) -> anyhow::Result<Endi
     let traced = Arc::new(loaded.traced()?);
     let case = case(&file, &subject, &traced)?;
     let id = Court::dispute_id(chain.client.address(), &case);
-    let trace = compute(&subject, traced, threads)?;
+    let mut progress = load::Progress::new("computing the trace");
+    let trace = compute(&subject, traced, threads, &mut |done, total| progress.show(done, total))?;
     let since = open(narrator, &chain, &file, &subject, &case, id).await?;
     let documents = subject.documents(case);
     let ending = play(narrator, &chain, id, since, &trace, &documents).await?;
@@ -256,6 +266,11 @@ impl<'a> Subject<'a> {
         Self { part: &file.parts[part], job: file.job.resumed_after(&before) }
     }
 
+    /// What was asked of that provider.
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
     pub fn documents(&self, case: Case) -> Documents {
         Documents {
             case,
@@ -286,7 +301,13 @@ pub fn case(file: &ReceiptFile, subject: &Subject<'_>, traced: &TracedModel) -> 
     })
 }
 
-pub fn compute(subject: &Subject<'_>, traced: Arc<TracedModel>, threads: usize) -> anyhow::Result<Trace> {
+/// The trace of what was asked and answered. `progress(done, total)` counts positions.
+pub fn compute(
+    subject: &Subject<'_>,
+    traced: Arc<TracedModel>,
+    threads: usize,
+    progress: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<Trace> {
     let output = subject.part.output.clone();
     let tokens = [&subject.job.prompt[..], &subject.job.prefix, &output].concat();
     let input = u32::try_from(subject.job.input_tokens()).context("the request is too long for a dispute")?;
@@ -295,11 +316,8 @@ pub fn compute(subject: &Subject<'_>, traced: Arc<TracedModel>, threads: usize) 
     let mut choose = |index: usize, logits: &[f32]| {
         if is_judged { greedy(index, logits) } else { output.get(index).copied() }
     };
-    let mut progress = load::Progress::new("computing the trace");
     let options = TraceOptions { threads, lie: None };
-    let trace =
-        Trace::compute(traced, tokens, input, options, &mut choose, &mut |done, total| progress.show(done, total))?;
-    Ok(trace)
+    Ok(Trace::compute(traced, tokens, input, options, &mut choose, progress)?)
 }
 
 /// Opens the dispute, or finds it open; returns the block in which it was opened.
@@ -351,10 +369,14 @@ async fn stakes(narrator: &Narrator, chain: &Chain, provider: ProviderId, subjec
         ),
         None,
     );
-    let has = court
-        .owed(client.address())
-        .await?
-        .max(assay_chain::client::Token::new(client.clone(), terms.token).balance_of(client.address()).await?);
+    can_pay(chain).await
+}
+
+/// Whether the account has a bond, here or in the court.
+pub async fn can_pay(chain: &Chain) -> anyhow::Result<()> {
+    let Chain { client, court, terms } = chain;
+    let token = Token::new(client.clone(), terms.token);
+    let has = court.owed(client.address()).await?.max(token.balance_of(client.address()).await?);
     ensure!(
         has >= terms.bond,
         "{} has {has} base units of {}, the bond is {}",

@@ -9,6 +9,7 @@ mod cid;
 mod control;
 mod demo;
 mod dispute;
+mod disputes;
 mod doctor;
 mod embed;
 mod import;
@@ -17,6 +18,7 @@ mod key;
 mod load;
 mod memory;
 mod models;
+mod prosecutor;
 mod provide;
 mod ps;
 mod referee;
@@ -80,6 +82,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Takes the provider of a wrong answer to court, and plays until it is judged
     Dispute(dispute::DisputeArgs),
+    /// The disputes that a network on this machine has begun by itself, and how they ended
+    Disputes(disputes::DisputesArgs),
     /// The contracts of a network on any EVM chain: deploy them, look at them
     Chain(chain::ChainArgs),
 }
@@ -105,6 +109,7 @@ fn main() -> ExitCode {
         Command::Provide(args) => provide::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Dispute(args) => return dispute::run(&args),
+        Command::Disputes(args) => disputes::run(&args),
         Command::Chain(args) => chain::run(args),
     };
     match result {

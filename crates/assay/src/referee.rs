@@ -9,6 +9,7 @@ use assay_verify::audit::examine;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
 
 /// Replays with the model that the network serves, and keeps receipts of wrong answers for a court.
 pub struct EngineReferee {
@@ -18,6 +19,8 @@ pub struct EngineReferee {
     context_max: usize,
     /// Where receipts of wrong answers go.
     convictions: PathBuf,
+    /// Takes them to court from there.
+    prosecutor: Option<Arc<Notify>>,
     loaded: Mutex<Option<Arc<Model>>>,
 }
 
@@ -32,7 +35,7 @@ pub struct Conviction {
 }
 
 impl EngineReferee {
-    /// For the model in the file `model`, whose hash is known.
+    /// For the model in the file `model`, whose hash is known. Wrong answers go to the folder `convictions`.
     pub fn new(
         model: &Path,
         model_id: ModelId,
@@ -40,7 +43,20 @@ impl EngineReferee {
         context_max: usize,
         convictions: PathBuf,
     ) -> Self {
-        Self { model: model.into(), model_id, cache, context_max, convictions, loaded: Mutex::default() }
+        Self {
+            model: model.into(),
+            model_id,
+            cache,
+            context_max,
+            convictions,
+            prosecutor: None,
+            loaded: Mutex::default(),
+        }
+    }
+
+    /// With somebody to wake who takes wrong answers to court.
+    pub fn with_prosecutor(self, prosecutor: Option<Arc<Notify>>) -> Self {
+        Self { prosecutor, ..self }
     }
 
     fn model(&self) -> anyhow::Result<Arc<Model>> {
@@ -77,7 +93,11 @@ impl Referee for EngineReferee {
     fn on_conviction(&self, file: &ReceiptFile, first_wrong: u32) {
         match self.keep(file, first_wrong) {
             Ok(path) => {
-                tracing::warn!(receipt = %file.id, path = %path.display(), "the proof of a wrong answer is kept")
+                let disputed = self.prosecutor.is_some();
+                tracing::warn!(receipt = %file.id, path = %path.display(), disputed, "the proof of a wrong answer is kept");
+                if let Some(prosecutor) = &self.prosecutor {
+                    prosecutor.notify_one();
+                }
             }
             Err(error) => tracing::error!(receipt = %file.id, %error, "the proof of a wrong answer could not be kept"),
         }

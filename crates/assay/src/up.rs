@@ -5,7 +5,9 @@
 //! stopping: gateway (streams finish or are cut), providers (they claim), balances, chain.
 
 use crate::children::{Ready, Supervised};
+use crate::dispute::Chain;
 use crate::memory::{MemoryArgs, Share};
+use crate::prosecutor::{Listener, Prosecutor, Settings};
 use crate::provide::ProvideConfig;
 use crate::referee::EngineReferee;
 use crate::state::{self, NetworkFile, State};
@@ -13,6 +15,7 @@ use crate::stop::StopSignals;
 use crate::{load, say, shipped, start_logging, tell};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, bail, ensure};
+use assay_chain::client::Court;
 use assay_chain::{
     ChainClient, ChainOptions, ClientOptions, DeployParams, EmbeddedChain, Genesis, LOCAL_CHAIN_ID, Network,
     deploy_local,
@@ -29,6 +32,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Notify;
 
 /// Port of the gateway if nobody says otherwise; the chain has the next one.
 const PORT_DEFAULT: u16 = 7411;
@@ -71,6 +75,15 @@ pub struct UpArgs {
     /// No auditor: nobody replays any answers
     #[arg(long)]
     no_audit: bool,
+    /// Wrong answers are kept in DIR/convictions and not taken to court
+    #[arg(long)]
+    no_dispute: bool,
+    /// The most that may be in bonds of disputes, those included that were lost, in base units of the coin
+    #[arg(long, value_name = "UNITS", default_value_t = 250_000_000)]
+    bond_limit: u128,
+    /// File with the key whose account pays bonds [default: DIR/challenger.key, made if it is not there]
+    #[arg(long, value_name = "FILE")]
+    challenger_key: Option<PathBuf>,
     #[command(flatten)]
     cache: load::CacheArgs,
     #[command(flatten)]
@@ -99,6 +112,7 @@ struct Running {
     network: Network,
     providers: Vec<(Ready, Supervised)>,
     auditor: Option<Supervised>,
+    prosecutor: Option<Prosecutor>,
     gateway: GatewayHandle,
     key: String,
     model: String,
@@ -152,14 +166,19 @@ async fn start(args: &UpArgs, progress: &Say) -> anyhow::Result<Running> {
         providers.push((ready, provider));
     }
     let name = model.name.clone();
-    let audit = audit_config(args, &state, &path, &model, &share)?;
+    let prosecutor = prosecutor(args, progress, &state, &chain, &network, &path).await?;
+    let waker = prosecutor.as_ref().map(Prosecutor::waker);
+    let audit = audit_config(args, &state, &path, &model, &share, waker)?;
     let x402 = args.x402.then(|| x402_prices(args.providers));
     let options = GatewayOptions { listen: gateway_listen, audit, x402 };
     let gateway = start_gateway(&state, &chain, &network, gateway_key, model, options).await?;
     let key = api_key(&state, &gateway).await?;
     wait_for_channels(&gateway, &providers).await?;
-    let auditor = start_auditor(args, &state, &path, &gateway, chain.chain_id()).await?;
-    Ok(Running { state, chain, chain_url, network, providers, auditor, gateway, key, model: name })
+    let auditor = match args.no_audit {
+        true => None,
+        false => Some(start_auditor(&state, &path, &args.cache, gateway.address(), chain.chain_id()).await?),
+    };
+    Ok(Running { state, chain, chain_url, network, providers, auditor, prosecutor, gateway, key, model: name })
 }
 
 /// Binds a port, or says in one line why not.
@@ -296,6 +315,7 @@ fn audit_config(
     path: &Path,
     model: &GatewayModel,
     share: &Share,
+    prosecutor: Option<Arc<Notify>>,
 ) -> anyhow::Result<AuditConfig> {
     if args.no_audit {
         return Ok(AuditConfig::default());
@@ -303,33 +323,89 @@ fn audit_config(
     let key = state::load_or_create_key(&state.dir("auditor")?.join("auditor.key"))?;
     let cache = args.cache.absolute().context("--cache-dir")?;
     let convictions = state.file("convictions");
-    let referee = EngineReferee::new(path, model.model_id, cache, share.load.context_max, convictions);
+    let referee = EngineReferee::new(path, model.model_id, cache, share.load.context_max, convictions)
+        .with_prosecutor(prosecutor);
     Ok(AuditConfig { auditors: vec![key.address()], referee: Some(Arc::new(referee)), ..AuditConfig::default() })
 }
 
-async fn start_auditor(
+/// Takes wrong answers to court; `None` if nobody does.
+async fn prosecutor(
     args: &UpArgs,
+    progress: &Say,
     state: &State,
-    path: &Path,
-    gateway: &GatewayHandle,
-    chain_id: u64,
-) -> anyhow::Result<Option<Supervised>> {
-    if args.no_audit {
+    chain: &EmbeddedChain,
+    network: &Network,
+    model: &Path,
+) -> anyhow::Result<Option<Prosecutor>> {
+    let off = match &network.court {
+        _ if args.no_audit => Some("nobody replays answers (--no-audit)"),
+        _ if args.no_dispute => Some("--no-dispute"),
+        None => Some("this network has no court"),
+        Some(_) => None,
+    };
+    if let Some(why) = off {
+        progress.say(&format!("disputes do not begin by themselves: {why}"));
         return Ok(None);
     }
+    let key = match &args.challenger_key {
+        Some(path) => state::read_key(path)?,
+        None => state::load_or_create_key(&state.file("challenger.key"))?,
+    };
+    let (account, bonds_max) = (key.address(), Amount(args.bond_limit));
+    let has = network.token.balance_of(account).await?;
+    if has < bonds_max {
+        network.token.mint(account, bonds_max.saturating_sub(has)).await?;
+    }
+    let client = ChainClient::connect(chain, key, ClientOptions::default()).await?;
+    let prosecutor = start_prosecutor(state, client, network, model, bonds_max, None).await?;
+    progress.say(&format!("wrong answers go to court: {account} puts up at most {bonds_max} base units in bonds"));
+    Ok(prosecutor)
+}
+
+/// Begins disputes with the client's key, as soon as there is something to dispute.
+pub async fn start_prosecutor(
+    state: &State,
+    client: ChainClient,
+    network: &Network,
+    model: &Path,
+    bonds_max: Amount,
+    listener: Option<Listener>,
+) -> anyhow::Result<Option<Prosecutor>> {
+    let Some(court) = &network.court else { return Ok(None) };
+    let court = Court::new(client.clone(), court.address, court.trial);
+    let terms = court.terms().await?;
+    let settings = Settings {
+        convictions: state.file("convictions"),
+        disputes: state.file("disputes"),
+        model: model.to_path_buf(),
+        bonds_max,
+        threads: 1,
+        listener,
+    };
+    Prosecutor::start(settings, Chain { client, court, terms }).map(Some)
+}
+
+/// An auditor as a process of its own, with its key and records in the network's folder.
+pub async fn start_auditor(
+    state: &State,
+    model: &Path,
+    cache: &load::CacheArgs,
+    gateway: SocketAddr,
+    chain_id: u64,
+) -> anyhow::Result<Supervised> {
     let mut command: Vec<OsString> = ["audit", "--child", "--threads", "1"].map(OsString::from).into();
-    command.extend(["--gateway".into(), format!("http://{}", gateway.address()).into()]);
-    command.extend(["--model".into(), path.into(), "--dir".into(), state.dir("auditor")?.into()]);
+    command.extend(["--gateway".into(), format!("http://{gateway}").into()]);
+    command.extend(["--model".into(), model.into(), "--dir".into(), state.dir("auditor")?.into()]);
     command.extend(["--chain-id".into(), chain_id.to_string().into()]);
-    if let Some(dir) = args.cache.absolute().context("--cache-dir")?.cache_dir {
+    if let Some(dir) = cache.absolute().context("--cache-dir")?.cache_dir {
         command.extend(["--cache-dir".into(), dir.into()]);
     }
-    if args.cache.no_cache {
+    if cache.no_cache {
         command.push("--no-cache".into());
     }
     let mut auditor = Supervised::start("auditor".into(), command);
     auditor.ready().await?;
-    Ok(Some(auditor))
+    Ok(auditor)
 }
 
 /// What the provider with this number asks: each a little more than the one before.
@@ -462,7 +538,7 @@ impl Running {
     }
 
     async fn stop(self, json: bool) -> anyhow::Result<()> {
-        let Self { state, chain, network, providers, auditor, gateway, .. } = self;
+        let Self { state, chain, network, providers, auditor, prosecutor, gateway, .. } = self;
         if let Some(auditor) = auditor
             && let Err(error) = auditor.stop().await
         {
@@ -470,6 +546,9 @@ impl Running {
         }
         if let Err(error) = gateway.shutdown().await {
             tracing::error!(%error, "the gateway did not stop cleanly");
+        }
+        if let Some(prosecutor) = prosecutor {
+            prosecutor.stop().await;
         }
         let mut rows = vec![];
         // All at once: each drains and claims on its own.

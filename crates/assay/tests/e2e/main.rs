@@ -5,4 +5,5 @@ mod court;
 mod keys;
 mod machine;
 mod network;
+mod prosecution;
 mod support;
