@@ -103,7 +103,7 @@ fn receipt_file_of(frames: &[Vec<u8>]) -> ReceiptFile {
         _ => None,
     });
     let channel = frames.iter().find_map(|frame| match decode(frame) {
-        Ok(ClientFrame::ChannelRequest(channel)) => Some(channel),
+        Ok(ClientFrame::ChannelRequest(request)) => Some(request.config),
         _ => None,
     });
     let (mut signed, channel) = signed.zip(channel).expect("both are among the golden frames");

@@ -1,7 +1,7 @@
 //! [`Ledger`] over the contracts of a real chain, embedded or remote.
 
 use crate::clock;
-use crate::ledger::{Addresses, Ledger, LedgerError, Registered};
+use crate::ledger::{Addresses, Ledger, LedgerError, Registered, Withdrawal};
 use alloy_signer_local::PrivateKeySigner;
 use assay_chain::{ChainError, DepositRequest, Network};
 use assay_types::{Amount, B256, ChannelConfig, ChannelId};
@@ -42,6 +42,19 @@ impl Ledger for ChainLedger {
 
     async fn channel_deposit(&self, id: ChannelId) -> Result<Amount, LedgerError> {
         Ok(self.network.settlement.channel(id).await.map_err(failed)?.balance)
+    }
+
+    async fn withdrawal(&self, channel: &ChannelConfig) -> Result<Option<Withdrawal>, LedgerError> {
+        let settlement = &self.network.settlement;
+        let id = channel.id(&settlement.domain());
+        let Some(pending) = settlement.pending_withdrawal(id).await.map_err(failed)? else { return Ok(None) };
+        let now = self.network.client.block_timestamp().await.map_err(failed)?.max(clock::unix_seconds());
+        let is_due = now >= pending.initiated_at.saturating_add(channel.withdraw_delay);
+        Ok(Some(Withdrawal { amount: pending.amount, is_due }))
+    }
+
+    async fn finalize(&self, channel: &ChannelConfig) -> Result<(), LedgerError> {
+        self.network.settlement.finalize_withdraw(channel).await.map(drop).map_err(failed)
     }
 
     async fn deposit(&self, channel: &ChannelConfig, amount: Amount) -> Result<(), LedgerError> {

@@ -1,18 +1,17 @@
 //! The gateway's side of one payment channel: books, vouchers, and what must be on disk before a voucher leaves.
 //!
 //! Before a voucher is sent, a *mark* at or above its ceiling is durable. Marks run ahead, so that most vouchers need
-//! no write. After a restart the provider shows the latest receipt it holds, signed, and the books take over its total
-//! if it is within the mark: receipts of the last moment may not have been stored here. Vouchers go on from that total;
-//! the provider keeps the highest one it has seen.
+//! no write. After a start of either side each shows the other what it has signed (`assay_protocol::PayerBook`): receipts
+//! of the last moment may not have been stored here, and either database may be an older copy.
 
 use crate::ledger::Addresses;
 use crate::store::{ChannelRow, Store, StoreError};
 use alloy_signer_local::PrivateKeySigner;
 use assay_chain::DigestSigner;
-use assay_net::{ChannelReport, ReceiptReport};
-use assay_protocol::{PayerChannel, PayerError, PayerState};
+use assay_net::{ChannelReport, ChannelRequest, ReceiptReport};
+use assay_protocol::{PayerBook, PayerError, PayerRow, PayerState, Shown, StandingFault};
 use assay_types::{
-    Address, Amount, B256, ChannelConfig, ChannelId, ProviderId, Receipt, RequestHash, SignatureError, SignedVoucher,
+    Address, Amount, B256, ChannelConfig, ChannelId, Done, ProviderId, RequestHash, SignatureError, SignedVoucher,
     SigningDomain, Voucher, receipt_domain, settlement_domain,
 };
 use std::pin::pin;
@@ -23,8 +22,6 @@ use tokio::time::timeout;
 
 /// A mark runs ahead of the ceiling by the deposit divided by this.
 const MARK_AHEAD_DIVISOR: u128 = 256;
-/// Streams whose last receipt is still to be asked for; beyond it the channel takes nothing new.
-const LOST_MAX: usize = 256;
 
 /// Signs and knows the domains of one network.
 #[derive(Debug)]
@@ -49,12 +46,14 @@ pub(crate) enum PayError {
 /// What a provider shows of a channel is not what it should be.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReportFault {
-    #[error("it claims {found}, but no voucher above {mark} was sent; is this the right database?")]
-    AboveMark { found: Amount, mark: Amount },
     #[error("its receipt: {0}")]
     Receipt(SignatureError),
     #[error("its receipt is for another channel or request")]
     ReceiptSubject,
+    #[error("the voucher that it shows is not this gateway's: {0}")]
+    Voucher(SignatureError),
+    #[error(transparent)]
+    Standing(#[from] StandingFault),
     #[error("its receipt: {0}")]
     Books(PayerError),
 }
@@ -74,15 +73,9 @@ pub(crate) struct Channel {
 
 #[derive(Debug)]
 struct Book {
-    payer: PayerChannel,
-    /// Durable; no voucher above it was sent.
-    mark: Amount,
+    payer: PayerBook,
     /// What was signed last: while streams fit under its ceiling, it is what would be signed again.
     voucher: Option<SignedVoucher>,
-    /// The provider has shown what it holds since this process started.
-    is_reconciled: bool,
-    /// Streams whose connection broke: they may have been charged for.
-    lost: Vec<RequestHash>,
 }
 
 /// A channel's figures.
@@ -134,23 +127,28 @@ impl Channel {
         let config = purse.channel_to(provider);
         let id = config.id(&purse.settlement);
         let row = store.channel(id).await?;
-        let charged_total = row.map_or(Amount::ZERO, |row| row.charged_total);
-        let mark = row.map_or(Amount::ZERO, |row| row.mark);
-        let state = PayerState { deposit: Amount::ZERO, ceiling: charged_total, charged_total };
-        let book =
-            Book { payer: PayerChannel::new(state), mark, voucher: None, is_reconciled: false, lost: Vec::new() };
+        let row = row.map_or_else(PayerRow::default, |row| row.books);
+        let book = Book { payer: PayerBook::new(row), voucher: None };
         Ok(Self { config, id, provider, purse, store, book: Mutex::new(book), funded: Notify::new() })
+    }
+
+    /// Whether the chain has a withdrawal from it that was begun and not ended.
+    pub(crate) fn on_withdrawal(&self, is_withdrawing: bool) {
+        self.book().payer.on_withdrawal(is_withdrawing);
+    }
+
+    pub(crate) fn is_withdrawing(&self) -> bool {
+        self.book().payer.is_withdrawing()
     }
 
     /// Whether requests can be sent: funded, reconciled, and not too many loose ends.
     pub(crate) fn is_ready(&self) -> bool {
-        let book = self.book();
-        book.is_reconciled && book.payer.available() > Amount::ZERO && book.lost.len() < LOST_MAX
+        self.book().payer.is_ready()
     }
 
     /// Whether less than half of `deposit` is free.
     pub(crate) fn is_low(&self, deposit: Amount) -> bool {
-        self.book().payer.available().0 < deposit.0.div_ceil(2)
+        self.book().payer.channel().available().0 < deposit.0.div_ceil(2)
     }
 
     pub(crate) fn on_deposit(&self, deposit: Amount) {
@@ -188,8 +186,8 @@ impl Channel {
     }
 
     /// Books a receipt whose signature and content were checked.
-    pub(crate) fn on_receipt(&self, receipt: &Receipt) -> Result<(), PayerError> {
-        self.book().payer.on_receipt(receipt)
+    pub(crate) fn on_receipt(&self, done: &Done) -> Result<(), PayerError> {
+        self.book().payer.on_receipt(done)
     }
 
     /// Ends a stream whose last receipt is booked, or that never began.
@@ -200,35 +198,41 @@ impl Channel {
 
     /// Keeps a stream's reservation until the provider says what it charged.
     pub(crate) fn lose(&self, request: RequestHash) {
-        self.book().lost.push(request);
+        self.book().payer.lose(request);
     }
 
     /// A stream to ask about, if any.
     pub(crate) fn next_lost(&self) -> Option<RequestHash> {
-        self.book().lost.first().copied()
+        self.book().payer.next_lost()
     }
 
     pub(crate) fn is_reconciled(&self) -> bool {
-        self.book().is_reconciled
+        self.book().payer.is_reconciled()
+    }
+
+    /// What this gateway shows of the channel: a provider that lost something takes it from there.
+    pub(crate) fn show(&self) -> ChannelRequest {
+        let (ceiling, latest) = {
+            let book = self.book();
+            (book.payer.ceiling_to_show(), book.payer.latest().copied())
+        };
+        ChannelRequest { config: self.config, voucher: Some(self.signed(ceiling)), latest }
     }
 
     /// Takes over what the provider holds, once after each start, while nothing runs.
     pub(crate) fn reconcile(&self, report: &ChannelReport) -> Result<(), ReportFault> {
-        let mut book = self.book();
         if let Some(latest) = &report.latest {
-            if latest.receipt.channel_id != self.id {
-                return Err(ReportFault::ReceiptSubject);
-            }
-            latest.verify(&self.purse.receipts, self.provider).map_err(ReportFault::Receipt)?;
-            let found = latest.receipt.charged_total;
-            if found > book.mark {
-                return Err(ReportFault::AboveMark { found, mark: book.mark });
-            }
-            book.payer.adopt_ceiling(found);
-            book.payer.adopt_total(found).map_err(ReportFault::Books)?;
+            self.check(latest)?;
         }
-        book.is_reconciled = true;
-        Ok(())
+        let ceiling = match &report.voucher {
+            Some(signed) if signed.voucher.channel_id != self.id => return Err(ReportFault::ReceiptSubject),
+            Some(signed) => {
+                signed.verify(&self.purse.settlement, self.purse.payer).map_err(ReportFault::Voucher)?;
+                Some(signed.voucher.max_claimable_amount)
+            }
+            None => None,
+        };
+        Ok(self.book().payer.reconcile(&Shown { latest: report.latest, ceiling })?)
     }
 
     /// Takes over what the provider says about a lost stream; `false` while it still runs there.
@@ -236,56 +240,57 @@ impl Channel {
         if report.is_running {
             return Ok(false);
         }
-        let checked = report.last.map_or(Ok(()), |done| {
-            let receipt = &done.receipt.receipt;
-            if receipt.channel_id != self.id || receipt.request_hash != request {
-                return Err(ReportFault::ReceiptSubject);
-            }
-            done.receipt.verify(&self.purse.receipts, self.provider).map_err(ReportFault::Receipt)?;
-            self.on_receipt(receipt).map_err(ReportFault::Books)
+        let checked = report.last.map_or(Ok(()), |done| match done.receipt.receipt.request_hash == request {
+            true => self.check(&done),
+            false => Err(ReportFault::ReceiptSubject),
         });
-        // Right or wrong, it is the provider's last word: asking again changes nothing, and it can claim no more
-        // than it signed for within the ceiling.
-        let mut book = self.book();
-        book.lost.retain(|&lost| lost != request);
-        let _ = book.payer.close(request);
+        // Right or wrong, it is the provider's last word.
+        let last = report.last.filter(|_| checked.is_ok());
+        self.book().payer.settle_lost(request, last.as_ref()).map_err(ReportFault::Books)?;
         checked.map(|()| true)
+    }
+
+    fn check(&self, done: &Done) -> Result<(), ReportFault> {
+        if done.receipt.receipt.channel_id != self.id {
+            return Err(ReportFault::ReceiptSubject);
+        }
+        done.receipt.verify(&self.purse.receipts, self.provider).map_err(ReportFault::Receipt)
     }
 
     /// What to store.
     pub(crate) fn row(&self) -> ChannelRow {
-        let book = self.book();
-        let charged_total = book.payer.state().charged_total;
-        ChannelRow { channel_id: self.id, provider: self.provider, mark: book.mark, charged_total }
+        ChannelRow { channel_id: self.id, provider: self.provider, books: self.book().payer.row() }
     }
 
     pub(crate) fn total(&self) -> ChannelTotal {
         let book = self.book();
-        let PayerState { deposit, ceiling, charged_total } = book.payer.state();
-        let reserved = book.payer.reserved();
+        let PayerState { deposit, ceiling, charged_total } = book.payer.channel().state();
+        let reserved = book.payer.channel().reserved();
         ChannelTotal { channel_id: self.id, provider: self.provider, deposit, ceiling, charged_total, reserved }
     }
 
     async fn voucher(&self, ceiling: Amount) -> Result<SignedVoucher, PayError> {
         let mark = {
             let book = self.book();
-            let deposit = book.payer.state().deposit;
-            let ahead = ceiling.saturating_add(Amount(deposit.0 / MARK_AHEAD_DIVISOR));
-            (ceiling > book.mark).then(|| ahead.min(deposit).max(ceiling))
+            let ahead = Amount(book.payer.channel().state().deposit.0 / MARK_AHEAD_DIVISOR);
+            book.payer.mark_for(ceiling, ahead)
         };
         if let Some(mark) = mark {
-            let row = ChannelRow { mark, ..self.row() };
-            self.store.put_channel(row).await?;
-            let mut book = self.book();
-            book.mark = book.mark.max(mark);
+            let row = self.row();
+            self.store.put_channel(ChannelRow { books: PayerRow { mark, ..row.books }, ..row }).await?;
+            self.book().payer.on_marked(mark);
         }
+        Ok(self.signed(ceiling))
+    }
+
+    fn signed(&self, ceiling: Amount) -> SignedVoucher {
         let voucher = Voucher { channel_id: self.id, max_claimable_amount: ceiling };
         let last = self.book().voucher.filter(|last| last.voucher == voucher);
-        Ok(last.unwrap_or_else(|| {
+        last.unwrap_or_else(|| {
             let signed = self.purse.sign(voucher);
             self.book().voucher = Some(signed);
             signed
-        }))
+        })
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

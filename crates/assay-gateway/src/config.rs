@@ -95,6 +95,8 @@ pub struct Timeouts {
     pub offers: Duration,
     /// Between two readings of the provider registry.
     pub registry: Duration,
+    /// Between two looks at the gateway's channels on chain.
+    pub channels: Duration,
     /// Age of an offer, by the provider's clock or since it arrived, from which it is not used.
     pub offer_age_max: Duration,
     /// From the wish to stop until running streams are cut.
@@ -114,6 +116,7 @@ impl Default for Timeouts {
             fund: Duration::from_secs(3),
             offers: Duration::from_millis(300),
             registry: Duration::from_secs(2),
+            channels: Duration::from_secs(15),
             offer_age_max: Duration::from_secs(30),
             drain: Duration::from_millis(3500),
         }

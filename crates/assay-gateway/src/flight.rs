@@ -585,7 +585,8 @@ impl Flight {
                         .segment
                         .on_checkpoint(&self.answer, &signed, &self.inner.purse.receipts)
                         .map_err(Loss::Fault)?;
-                    attempt.listing.peer.channel.on_receipt(&signed.receipt).map_err(Loss::Books)?;
+                    let done = Done { receipt: signed, finish: Finish::Open };
+                    attempt.listing.peer.channel.on_receipt(&done).map_err(Loss::Books)?;
                     if attempt.cancel_by.is_none() {
                         self.pay(attempt, link, signed.receipt.output_tokens).await?;
                     }
@@ -683,7 +684,7 @@ impl Flight {
         let (signed, finish) = (done.receipt, done.finish);
         let checked = attempt.segment.on_done(&self.answer, &signed, finish, &self.inner.purse.receipts);
         checked.map_err(Loss::Fault)?;
-        attempt.listing.peer.channel.on_receipt(&signed.receipt).map_err(Loss::Books)?;
+        attempt.listing.peer.channel.on_receipt(done).map_err(Loss::Books)?;
         match finish {
             Finish::Stop | Finish::Length => {
                 self.answer.end(&attempt.segment, signed, finish);
@@ -694,9 +695,11 @@ impl Flight {
                 Ok(Ending::Cancelled)
             }
             Finish::Cancelled | Finish::Open => {
-                // Cut on one side's own account: the answer goes on from the last checkpoint.
-                self.answer.keep_signed(&attempt.segment);
-                if finish == Finish::Cancelled {
+                // Cut on one side's own account: the answer goes on from what was signed, so that nothing is paid twice.
+                if finish == Finish::Open {
+                    self.answer.keep_signed(&attempt.segment);
+                } else if !self.answer.go_on_after(&attempt.segment, signed, finish) {
+                    self.answer.keep_signed(&attempt.segment);
                     self.strays.push(PartRow { part: attempt.segment.part(signed, finish), in_answer: false });
                 }
                 Ok(if attempt.cancel_by.is_some() { Ending::Cancelled } else { Ending::Lost(Loss::Ended) })

@@ -29,6 +29,15 @@ pub struct Addresses {
     pub token: Address,
 }
 
+/// A withdrawal from a channel that the gateway's key has begun.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Withdrawal {
+    /// Asked for; what is claimed until it ends is not paid out.
+    pub amount: Amount,
+    /// The channel's delay is over: it can be ended.
+    pub is_due: bool,
+}
+
 /// The chain did not answer, or said no.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("chain: {0}")]
@@ -44,6 +53,15 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// What was ever put into a channel; claimed amounts stay counted, withdrawn ones do not. 0 if it does not exist.
     fn channel_deposit(&self, id: ChannelId) -> impl Future<Output = Result<Amount, LedgerError>> + Send;
+
+    /// The channel's pending withdrawal.
+    fn withdrawal(
+        &self,
+        channel: &ChannelConfig,
+    ) -> impl Future<Output = Result<Option<Withdrawal>, LedgerError>> + Send;
+
+    /// Ends a withdrawal that is due; the tokens are the gateway's again when this returns.
+    fn finalize(&self, channel: &ChannelConfig) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
     /// Puts `amount` of the gateway's tokens into the channel and opens it if need be; returns when it is final.
     fn deposit(&self, channel: &ChannelConfig, amount: Amount) -> impl Future<Output = Result<(), LedgerError>> + Send;

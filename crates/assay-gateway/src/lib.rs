@@ -59,7 +59,7 @@ pub use config::{GatewayConfig, GatewayLimits, Timeouts};
 pub use error::GatewayError;
 pub use gateway::{Gateway, GatewayHandle, StartError, Totals};
 pub use keys::{KEY_PREFIX, KeyError, KeyId, Keys};
-pub use ledger::{Addresses, Ledger, LedgerError, Registered};
+pub use ledger::{Addresses, Ledger, LedgerError, Registered, Withdrawal};
 pub use model::{GatewayModel, ModelError, PromptError};
 pub use referee::{Referee, Refereed};
 pub use store::{ChannelRow, KeyRow, NewKey, NewReceipt, PartRow, Store, StoreError, StoredReceipt, UsageRow};

@@ -7,7 +7,7 @@ use crate::channel::{Channel, Purse};
 use crate::clock;
 use crate::config::{GatewayConfig, Timeouts};
 use crate::directory::{Directory, Listing};
-use crate::ledger::{Ledger, Registered};
+use crate::ledger::{Ledger, LedgerError, Registered, Withdrawal};
 use crate::metrics::Metrics;
 use crate::peer::Peer;
 use crate::store::{Store, StoreError};
@@ -119,6 +119,8 @@ impl<L: Ledger> Scout<L> {
         let mut ticks = tokio::time::interval(scout.settings.timeouts.offers);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut registry_due = Instant::now();
+        let mut watch_due = Instant::now();
+        let mut watching = scout.tasks.spawn(std::future::ready(()));
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
@@ -128,6 +130,11 @@ impl<L: Ledger> Scout<L> {
                 if Instant::now() >= registry_due {
                     scout.read_registry(&mut watched).await;
                     registry_due = Instant::now() + scout.settings.timeouts.registry;
+                }
+                if Instant::now() >= watch_due && watching.is_finished() {
+                    let scout = Arc::clone(&scout);
+                    watch_due = Instant::now() + scout.settings.timeouts.channels;
+                    watching = scout.tasks.clone().spawn(async move { scout.watch().await });
                 }
                 scout.ask_all(&mut watched).await;
                 scout.fund(&watched);
@@ -250,7 +257,8 @@ impl<L: Ledger> Scout<L> {
             _ => return Err(OfferFault::Unexpected),
         };
         peer.on_offer();
-        if !peer.channel.is_reconciled() {
+        // A fresh connection may lead to a provider that was restarted, from an older database perhaps.
+        if !link.is_reused || !peer.channel.is_reconciled() {
             self.reconcile(peer, &mut link).await?;
         }
         self.settle(peer, &mut link).await?;
@@ -275,8 +283,9 @@ impl<L: Ledger> Scout<L> {
     }
 
     async fn reconcile(&self, peer: &Peer, link: &mut Pooled) -> Result<(), OfferFault> {
-        link.connection.sender.send(&ClientFrame::ChannelRequest(peer.channel.config)).await?;
+        link.connection.sender.send(&ClientFrame::ChannelRequest(Box::new(peer.channel.show()))).await?;
         match link.connection.receiver.recv::<ProviderFrame>().await? {
+            ProviderFrame::Channel(_) if peer.channel.is_reconciled() => Ok(()),
             // A stream of a former life still runs: its receipt is yet to come. Ask again next round.
             ProviderFrame::Channel(report) if report.open_streams > 0 => Ok(()),
             ProviderFrame::Channel(report) => {
@@ -311,10 +320,36 @@ impl<L: Ledger> Scout<L> {
         Ok(())
     }
 
+    /// The channels as the chain has them: a deposit may be less after a reorganization or a withdrawal, and a withdrawal
+    /// that was begun is ended when its delay is over, also one from before a restart.
+    async fn watch(&self) {
+        for peer in self.roster.all() {
+            if let Err(error) = self.watch_one(&peer).await {
+                tracing::warn!(provider = %peer.id, %error, "the chain does not say what a channel holds");
+                return;
+            }
+        }
+    }
+
+    async fn watch_one(&self, peer: &Peer) -> Result<(), LedgerError> {
+        let channel = &peer.channel;
+        let withdrawal = self.ledger.withdrawal(&channel.config).await?;
+        channel.on_withdrawal(withdrawal.is_some());
+        if let Some(Withdrawal { amount, is_due: true }) = withdrawal {
+            self.ledger.finalize(&channel.config).await?;
+            channel.on_withdrawal(false);
+            tracing::info!(provider = %peer.id, channel = %channel.id, %amount, "a withdrawal is through");
+        }
+        channel.on_deposit(self.ledger.channel_deposit(channel.id).await?);
+        Ok(())
+    }
+
     /// Starts a deposit for every channel that is low, one at a time for each.
     fn fund(self: &Arc<Self>, watched: &BTreeMap<ProviderId, Watched>) {
         for provider in watched.values().filter(|provider| provider.latest.is_some()) {
-            if !provider.peer.channel.is_low(self.settings.deposit) || !provider.peer.may_fund() {
+            let channel = &provider.peer.channel;
+            // What goes back to the gateway is not put in again.
+            if !channel.is_low(self.settings.deposit) || channel.is_withdrawing() || !provider.peer.may_fund() {
                 continue;
             }
             let (scout, peer) = (Arc::clone(self), Arc::clone(&provider.peer));

@@ -143,6 +143,17 @@ impl Answer {
         }
     }
 
+    /// The provider of `segment` ended it before the answer's end with this receipt, up to which everything is paid: the
+    /// next one goes on from there. `false` if nobody can: it covers nothing, or all but the word that this is the end.
+    pub(crate) fn go_on_after(&mut self, segment: &Segment, last: SignedReceipt, finish: Finish) -> bool {
+        let is_whole = self.text.finish().is_some() && segment.start + covered(&last) == self.tokens.len();
+        if covered(&last) == 0 || is_whole {
+            return false;
+        }
+        self.end(segment, last, finish);
+        true
+    }
+
     /// The answer has ended with this receipt of `segment`.
     pub(crate) fn end(&mut self, segment: &Segment, last: SignedReceipt, finish: Finish) {
         self.parts.push(segment.part(last, finish));

@@ -1,13 +1,13 @@
 //! The frames. `Serialize` here is the wire format: a change of any type bumps [`PROTOCOL_VERSION`].
 
 use assay_types::{
-    Amount, B256, ChannelConfig, Finish, Job, Prices, ProviderId, RequestHash, SignedOffer, SignedReceipt,
-    SignedVoucher, TokenId, TokenLogprobs,
+    Amount, B256, ChannelConfig, Done, Job, Prices, ProviderId, RequestHash, SignedOffer, SignedReceipt, SignedVoucher,
+    TokenId, TokenLogprobs,
 };
 use serde::{Deserialize, Serialize};
 
 /// Version of everything in this module but the two hellos, which never change.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Longest [`Refused::message`] that is sent, in bytes.
 pub const MESSAGE_LEN_MAX: usize = 512;
@@ -19,8 +19,9 @@ pub enum ClientFrame {
     Hello(Hello),
     /// Asks for [`ProviderFrame::Offer`].
     OfferRequest,
-    /// Asks for [`ProviderFrame::Channel`]: what the provider holds of this channel. Answered only between jobs.
-    ChannelRequest(ChannelConfig),
+    /// Shows what the payer holds of a channel and asks for [`ProviderFrame::Channel`], what the provider holds of it.
+    /// Answered only between jobs.
+    ChannelRequest(Box<ChannelRequest>),
     /// Asks for [`ProviderFrame::Receipt`]: the latest receipt of a request whose stream broke.
     ReceiptRequest(RequestHash),
     /// Asks to run a job; one at a time on a connection.
@@ -52,7 +53,7 @@ pub enum ProviderFrame {
     Accepted,
     /// Further output tokens, in order; at least one.
     Tokens(Vec<TokenId>),
-    /// A receipt for the output so far ([`Finish::Open`]), signed at each 64 output tokens once a further one exists.
+    /// A receipt for the output so far (`Finish::Open`), signed at each 64 output tokens once a further one exists.
     Checkpoint(SignedReceipt),
     /// The end of the job.
     Done(Done),
@@ -111,18 +112,32 @@ pub struct Pay {
     pub grant: Amount,
 }
 
-/// What a provider holds of a channel, for a payer that lost its state.
+/// What a payer holds of a channel. A provider that went on from an older database takes over what it has signed itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChannelRequest {
+    /// Which channel.
+    pub config: ChannelConfig,
+    /// The highest voucher as far as the payer knows, which may be for nothing: its signature shows who asks.
+    pub voucher: Option<SignedVoucher>,
+    /// The receipt with the highest total that the payer has.
+    pub latest: Option<Done>,
+}
+
+/// What a provider holds of a channel. A payer that lost its state takes over what it has signed itself, and what a
+/// receipt within that proves.
 ///
-/// Anyone may ask, a channel's configuration being public: no voucher is in it, with which a stranger could open
-/// jobs on what is left below the ceiling. The payer does not need it back, a receiver keeps the highest one.
+/// Anyone may ask, a channel's configuration being public: only who shows a voucher gets one, with which a stranger
+/// could open jobs on what is left below the ceiling.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ChannelReport {
     /// Sum over all requests of their latest receipt's `charged`.
     pub charged_total: Amount,
     /// The receipt with that total, which proves it; none if nothing was charged.
-    pub latest: Option<SignedReceipt>,
+    pub latest: Option<Done>,
     /// Requests that run on the channel at this moment.
     pub open_streams: u32,
+    /// The highest voucher, if the request had a genuine one.
+    pub voucher: Option<SignedVoucher>,
 }
 
 /// The latest receipt of one request.
@@ -132,15 +147,6 @@ pub struct ReceiptReport {
     pub is_running: bool,
     /// With how it ended; none if nothing was charged for it.
     pub last: Option<Done>,
-}
-
-/// The last receipt of a job and how the job ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Done {
-    /// The receipt.
-    pub receipt: SignedReceipt,
-    /// Hashed in the receipt. [`Finish::Open`] where the job was cut and the last checkpoint covers all that is billed.
-    pub finish: Finish,
 }
 
 /// A refusal.

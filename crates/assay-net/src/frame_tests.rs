@@ -82,10 +82,12 @@ fn offer() -> SignedOffer {
 fn client_frames() -> Vec<(&'static str, ClientFrame)> {
     let prices = offer().offer.models[0].prices;
     let open = Open { job: job(), channel: channel(), prices, voucher: voucher(), grant: Amount(64) };
+    let latest = Some(Done { receipt: receipt(), finish: Finish::Open });
+    let request = ChannelRequest { config: channel(), voucher: Some(voucher()), latest };
     vec![
         ("client hello", ClientFrame::Hello(Hello { version: PROTOCOL_VERSION, chain_id: 31_337 })),
         ("offer request", ClientFrame::OfferRequest),
-        ("channel request", ClientFrame::ChannelRequest(channel())),
+        ("channel request", ClientFrame::ChannelRequest(Box::new(request))),
         ("receipt request", ClientFrame::ReceiptRequest(RequestHash(B256::repeat_byte(0x77)))),
         ("open", ClientFrame::Open(Box::new(open))),
         ("show", ClientFrame::Show),
@@ -97,7 +99,8 @@ fn client_frames() -> Vec<(&'static str, ClientFrame)> {
 fn provider_frames() -> Vec<(&'static str, ProviderFrame)> {
     let hello = ProviderHello { version: PROTOCOL_VERSION, chain_id: 31_337, provider: offer().offer.provider };
     let done = Done { receipt: receipt(), finish: Finish::Stop };
-    let report = ChannelReport { charged_total: Amount(17), latest: Some(receipt()), open_streams: 2 };
+    let report =
+        ChannelReport { charged_total: Amount(17), latest: Some(done), open_streams: 2, voucher: Some(voucher()) };
     let scored = TokenLogprobs { token_micro: -1_000, top: vec![(7, -1_000), (100_000, -2_000_000)] };
     vec![
         ("provider hello", ProviderFrame::Hello(hello)),
@@ -222,13 +225,16 @@ async fn a_frame_in_two_pieces_survives_a_deadline_between_them() {
     let (mut raw, io) = tokio::io::duplex(1 << 10);
     let (reader, writer) = tokio::io::split(io);
     let mut receiver = Connection::over(reader, writer, LIMIT).receiver;
-    let bytes = bytes_of(&ClientFrame::ChannelRequest(channel()));
+    let bytes = bytes_of(&ClientFrame::ReceiptRequest(RequestHash(B256::repeat_byte(0x77))));
     raw.write_all(&bytes[..9]).await.unwrap();
     let early = receiver.recv_within::<ClientFrame>(Duration::from_secs(1)).await;
     assert!(matches!(early, Err(NetError::Timeout { .. })));
     assert!(!receiver.is_quiet().await);
     raw.write_all(&bytes[9..]).await.unwrap();
-    assert_eq!(receiver.recv::<ClientFrame>().await.unwrap(), ClientFrame::ChannelRequest(channel()));
+    assert_eq!(
+        receiver.recv::<ClientFrame>().await.unwrap(),
+        ClientFrame::ReceiptRequest(RequestHash(B256::repeat_byte(0x77)))
+    );
     assert!(receiver.is_quiet().await);
 }
 

@@ -31,11 +31,12 @@ mod pool;
 #[cfg(test)]
 mod frame_tests;
 
+pub use assay_types::Done;
 pub use codec::{CodecError, FRAME_LEN_MAX, decode, encode};
 pub use connection::{Connection, FrameReceiver, FrameSender, NetError, Peer, connect};
 pub use endpoint::{AddressPolicy, Endpoint, EndpointError};
 pub use frame::{
-    ChannelReport, ClientFrame, Done, Hello, MESSAGE_LEN_MAX, Open, PROTOCOL_VERSION, Pay, ProviderFrame,
+    ChannelReport, ChannelRequest, ClientFrame, Hello, MESSAGE_LEN_MAX, Open, PROTOCOL_VERSION, Pay, ProviderFrame,
     ProviderHello, ReceiptReport, Refused, RefusedCode,
 };
 pub use listener::Listener;

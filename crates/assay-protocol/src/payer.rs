@@ -71,6 +71,8 @@ pub struct PayerChannel {
     state: PayerState,
     /// Sum over open streams of `granted - charged`.
     reserved: Amount,
+    /// The highest total of a receipt.
+    proven: Amount,
     streams: BTreeMap<RequestHash, Stream>,
 }
 
@@ -157,6 +159,7 @@ impl PayerChannel {
         if receipt.charged_total > bound {
             return Err(PayerError::TotalAboveGrants { charged_total: receipt.charged_total, bound });
         }
+        self.proven = self.proven.max(receipt.charged_total);
         let more = receipt.charged.saturating_sub(stream.charged);
         self.state.charged_total = self.state.charged_total.saturating_add(more);
         self.reserved = self.reserved.saturating_sub(more);
@@ -176,6 +179,9 @@ impl PayerChannel {
     pub fn close(&mut self, request: RequestHash) -> Result<Amount, PayerError> {
         let stream = self.streams.remove(&request).ok_or(PayerError::NotOpen(request))?;
         self.reserved = self.reserved.saturating_sub(stream.granted.saturating_sub(stream.charged));
+        // A receiver that went on from an older database has no receipt for this stream, but its total may have it.
+        let unexplained = self.proven.saturating_sub(self.reserved);
+        self.state.charged_total = self.state.charged_total.max(unexplained);
         Ok(stream.charged)
     }
 
@@ -192,6 +198,7 @@ impl PayerChannel {
             return Err(PayerError::TotalAboveGrants { charged_total, bound: self.state.ceiling });
         }
         self.state.charged_total = self.state.charged_total.max(charged_total);
+        self.proven = self.proven.max(charged_total);
         Ok(())
     }
 

@@ -148,6 +148,8 @@ struct Stream {
 pub struct ReceiverChannel {
     deposit: Amount,
     state: ReceiverState,
+    /// Of `charged_total`, what was there when this value was made or was taken over since.
+    restored: Amount,
     /// Sum over open streams of `granted - charged`.
     reserved: Amount,
     streams: BTreeMap<RequestHash, Stream>,
@@ -158,7 +160,7 @@ impl ReceiverChannel {
     /// every stream ended at its last checkpoint.
     #[must_use]
     pub fn new(deposit: Amount, state: ReceiverState) -> Self {
-        Self { deposit, state, ..Self::default() }
+        Self { deposit, state, restored: state.charged_total, ..Self::default() }
     }
 
     /// What to store.
@@ -200,6 +202,21 @@ impl ReceiverChannel {
     /// The deposit as the chain has it now. A fall leaves running grants as they are and stops further ones.
     pub fn on_deposit(&mut self, deposit: Amount) {
         self.deposit = deposit;
+    }
+
+    /// Takes over a total that this receiver signed before it went on from an older state; what it charged since
+    /// comes on top. The caller has checked its own signature, and that its receipts do not have this one.
+    pub fn adopt_total(&mut self, signed_total: Amount) {
+        let more = signed_total.saturating_sub(self.restored);
+        self.restored = self.restored.max(signed_total);
+        self.state.charged_total = self.state.charged_total.saturating_add(more);
+    }
+
+    /// Keeps a voucher that was shown and pays for nothing new.
+    pub fn adopt_voucher(&mut self, voucher: &VerifiedVoucher) {
+        if self.state.voucher.is_none() || voucher.ceiling() > self.ceiling() {
+            self.state.voucher = Some(*voucher.signed());
+        }
     }
 
     /// Opens a stream that may charge up to `grant`.
@@ -280,9 +297,7 @@ impl ReceiverChannel {
         if needed > covered {
             return Err(ReceiverError::NotCovered { needed, covered });
         }
-        if self.state.voucher.is_none() || voucher.ceiling() > self.ceiling() {
-            self.state.voucher = Some(*voucher.signed());
-        }
+        self.adopt_voucher(voucher);
         self.reserved = self.reserved.saturating_add(more);
         Ok(())
     }

@@ -14,8 +14,10 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ChainError>> + Se
 /// A channel as the settlement contract has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ChannelOnChain {
-    /// Its money.
+    /// Its money, by the latest block.
     pub state: ChannelState,
+    /// Of its balance, what no reorganization takes back.
+    pub settled_balance: Amount,
     /// The payer has begun to take back what is not claimed.
     pub is_withdrawing: bool,
 }
@@ -40,6 +42,9 @@ pub trait Chain: Send + Sync + 'static {
     /// Transfers what was claimed to the provider; returns how much.
     fn settle(&self) -> Answer<'_, Amount>;
 
+    /// What this provider ever claimed, over all channels.
+    fn claimed(&self) -> Answer<'_, Amount>;
+
     /// The provider's own entry.
     fn registered(&self) -> Answer<'_, Registered>;
 
@@ -62,8 +67,10 @@ impl Chain for Network {
     fn channel(&self, id: ChannelId) -> Answer<'_, ChannelOnChain> {
         Box::pin(async move {
             let state = self.settlement.channel(id).await?;
+            let settled = self.settlement.settled_channel(id).await?;
+            let settled_balance = settled.balance.min(state.balance);
             let is_withdrawing = self.settlement.pending_withdrawal(id).await?.is_some();
-            Ok(ChannelOnChain { state, is_withdrawing })
+            Ok(ChannelOnChain { state, settled_balance, is_withdrawing })
         })
     }
 
@@ -80,6 +87,13 @@ impl Chain for Network {
                 self.settlement.settle(receiver, token).await?;
             }
             Ok(due)
+        })
+    }
+
+    fn claimed(&self) -> Answer<'_, Amount> {
+        Box::pin(async move {
+            let sums = self.settlement.receiver(self.client.address(), self.addresses.token).await?;
+            Ok(sums.total_claimed)
         })
     }
 

@@ -5,15 +5,16 @@
 
 use crate::{ledger::Ledger, store::ChannelRow};
 use assay_chain::{ChainError, ClaimRow, client::ClaimReport};
-use assay_types::Amount;
-use std::{sync::Arc, time::Duration};
+use assay_protocol::claimable_down;
+use assay_types::{Amount, ChannelId};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tokio_util::sync::CancellationToken;
 
 /// Which channels a run looks at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Scope {
-    /// All with something unclaimed.
+    /// All that may have something unclaimed.
     Unclaimed,
     /// Those over the threshold or whose payer withdraws.
     Urgent { threshold: Amount },
@@ -78,14 +79,14 @@ async fn watch(ledger: &Ledger) {
 }
 
 async fn claim(ledger: &Ledger, scope: Scope) -> Result<Amount, ClaimError> {
+    let in_use: HashSet<ChannelId> = ledger.channels_in_use().iter().map(|channel| channel.terms.id()).collect();
     let mut rows = Vec::new();
-    for row in ledger.store.channels().await?.into_iter().filter(|row| row.charged_total > row.claimed) {
-        let unclaimed = row.charged_total.saturating_sub(row.claimed);
+    // A channel that was claimed from just now may have to be claimed from again: its block may be undone.
+    for row in ledger.store.channels().await?.into_iter().filter(|row| in_use.contains(&row.channel_id())) {
+        let unclaimed = row.charged_total.saturating_sub(ledger.claimed(row.channel_id()));
         let is_due = match scope {
             Scope::Unclaimed => true,
-            Scope::Urgent { threshold } => {
-                unclaimed >= threshold || ledger.is_withdrawing(row.voucher.voucher.channel_id)
-            }
+            Scope::Urgent { threshold } => unclaimed >= threshold || ledger.is_withdrawing(row.channel_id()),
         };
         if is_due && let Some(row) = claimable(ledger, &row).await? {
             rows.push(row);
@@ -95,11 +96,10 @@ async fn claim(ledger: &Ledger, scope: Scope) -> Result<Amount, ClaimError> {
         // What an earlier run claimed may not be settled: a regular run looks.
         (true, Scope::Unclaimed) => ClaimReport::default(),
         (true, Scope::Urgent { .. }) => return Ok(Amount::ZERO),
-        (false, _) => ledger.chain.claim(rows.clone()).await?,
+        (false, _) => ledger.chain.claim(rows).await?,
     };
     for id in &report.claimed {
-        let claimed = rows.iter().find(|row| row.voucher.voucher.channel_id == *id).map(|row| row.total_claimed);
-        ledger.on_claimed(*id, claimed.unwrap_or(Amount::ZERO)).await?;
+        ledger.on_chain(*id, &ledger.chain.channel(*id).await?).await?;
     }
     for (channel, error) in &report.refused {
         tracing::error!(%channel, %error, "the settlement contract refuses a claim");
@@ -111,18 +111,16 @@ async fn claim(ledger: &Ledger, scope: Scope) -> Result<Amount, ClaimError> {
     Ok(settled)
 }
 
-/// The claim for a channel, unless the chain has it already: never above what receipts prove, what the voucher
-/// promises and what the channel holds.
+/// The claim for a channel, unless the chain has it already.
 async fn claimable(ledger: &Ledger, row: &ChannelRow) -> Result<Option<ClaimRow>, ClaimError> {
-    let id = row.voucher.voucher.channel_id;
-    let found = ledger.chain.channel(id).await?.state;
-    let total_claimed = row.charged_total.min(row.voucher.voucher.max_claimable_amount).min(found.balance);
+    let id = row.channel_id();
+    let found = ledger.chain.channel(id).await?;
+    let ceiling = row.voucher.voucher.max_claimable_amount;
+    let total_claimed = claimable_down(row.charged_total, ceiling, found.state.balance);
     if total_claimed < row.charged_total {
         tracing::error!(channel = %id, charged = %row.charged_total, claimable = %total_claimed, "a channel holds less than was charged");
     }
-    if found.total_claimed >= total_claimed {
-        ledger.on_claimed(id, found.total_claimed).await?;
-        return Ok(None);
-    }
-    Ok(Some(ClaimRow { config: row.config, voucher: row.voucher, total_claimed }))
+    ledger.on_chain(id, &found).await?;
+    let is_new = found.state.total_claimed < total_claimed;
+    Ok(is_new.then_some(ClaimRow { config: row.config, voucher: row.voucher, total_claimed }))
 }

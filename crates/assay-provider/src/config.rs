@@ -11,6 +11,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 pub struct ProviderConfig {
     /// The SQLite file with vouchers and receipts. Losing it is losing what was not claimed.
     pub database: PathBuf,
+    /// Whether to start with an empty database although this provider has claimed on chain before.
+    pub accepts_new_database: bool,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
     /// What to register, if gateways reach this provider elsewhere than at `listen`.
@@ -90,6 +92,9 @@ pub struct ClaimPolicy {
     pub threshold: Amount,
     /// How often the chain is asked about channels in use; far below the shortest withdraw delay.
     pub poll: Duration,
+    /// A channel is left alone when the chain has said for so long that all of it is claimed: longer than any
+    /// reorganization that undoes a claim.
+    pub settled_after: Duration,
     /// How long a claim at a shutdown may take; what is left is claimed at the next start.
     pub shutdown_timeout: Duration,
 }
@@ -100,6 +105,7 @@ impl Default for ClaimPolicy {
             interval: Duration::from_secs(600),
             threshold: Amount(1_000_000),
             poll: Duration::from_secs(15),
+            settled_after: Duration::from_secs(900),
             shutdown_timeout: Duration::from_secs(10),
         }
     }

@@ -298,7 +298,7 @@ impl Defence {
             return Ok(true);
         }
         let Some(receipt) = self.store.latest(channel).await? else { return Ok(false) };
-        let sent = self.options.court.justify_claim(&receipt).await?;
+        let sent = self.options.court.justify_claim(&receipt.receipt).await?;
         tracing::info!(%channel, transaction = %sent.transaction_hash, "a claim is justified by its receipt");
         Ok(true)
     }

@@ -9,8 +9,10 @@ use crate::{
     store::{ChannelRow, ReceiptRow, Spoken, Store, StoreError, Write},
 };
 use assay_chain::{DigestSigner, PrivateKeySigner};
-use assay_net::{ChannelReport, Done, ReceiptReport, Refused, RefusedCode};
-use assay_protocol::{ChannelTerms, ReceiverChannel, ReceiverError, ReceiverState, VerifiedVoucher};
+use assay_net::{ChannelReport, ChannelRequest, Done, ReceiptReport, Refused, RefusedCode};
+use assay_protocol::{
+    ChannelTerms, OnChain, ReceiverChannel, ReceiverError, ReceiverState, ReceiverWatch, VerifiedVoucher,
+};
 use assay_types::{
     Address, Amount, B256, ChannelConfig, ChannelId, Finish, ModelId, ProviderId, Receipt, RequestHash, ResponseHash,
     Signature, SignedReceipt, SignedVoucher, SigningDomain,
@@ -42,6 +44,8 @@ pub(crate) struct ChannelPolicy {
     pub claim_threshold: Amount,
     /// A request makes the provider ask about the same channel again at most this often.
     pub lookup_pause: Duration,
+    /// A channel is left alone when the chain has said for so long that all of it is claimed.
+    pub settled_after: Duration,
 }
 
 pub(crate) struct Ledger {
@@ -56,6 +60,8 @@ pub(crate) struct Ledger {
     /// Requests that are served at this moment, over all channels.
     running: Mutex<HashSet<RequestHash>>,
     lookups: Semaphore,
+    /// What times of looks at the chain are counted from.
+    started: Instant,
     /// Told when a channel reached the claim threshold.
     pub claim_due: Notify,
     /// A write failed: nothing is signed any more.
@@ -70,10 +76,7 @@ pub(crate) struct Channel {
 
 struct Book {
     money: ReceiverChannel,
-    claimed: Amount,
-    is_withdrawing: bool,
-    /// When the chain was asked last; never for a channel that was only read from the disk.
-    seen_at: Option<Instant>,
+    watch: ReceiverWatch,
 }
 
 /// A request that runs; dropping it ends its stream and frees what was not charged.
@@ -124,7 +127,7 @@ impl Ledger {
             let terms = ChannelTerms::new(row.config, settlement);
             let state = ReceiverState { voucher: Some(row.voucher), charged_total: row.charged_total };
             let money = ReceiverChannel::new(Amount::ZERO, state);
-            let book = Book { money, claimed: row.claimed, is_withdrawing: false, seen_at: None };
+            let book = Book { money, watch: ReceiverWatch::new(row.claimed) };
             channels.insert(terms.id(), Arc::new(Channel { terms, book: Mutex::new(book) }));
         }
         Ok(Self {
@@ -138,6 +141,7 @@ impl Ledger {
             channels: Mutex::new(channels),
             running: Mutex::new(HashSet::new()),
             lookups: Semaphore::new(LOOKUPS_MAX),
+            started: Instant::now(),
             claim_due: Notify::new(),
             is_broken: AtomicBool::new(false),
         })
@@ -164,7 +168,7 @@ impl Ledger {
         // From here on the guard takes the request out again.
         let stream = OpenStream { ledger: Arc::clone(self), channel: Arc::clone(&channel), request };
         let mut book = lock(&channel.book);
-        if book.is_withdrawing {
+        if book.watch.is_withdrawing() {
             return Err(Refused::new(RefusedCode::Channel, "the payer is withdrawing from this channel"));
         }
         let opened = book.money.open(request, &voucher, grant);
@@ -173,15 +177,65 @@ impl Ledger {
         Ok(stream)
     }
 
-    /// What a payer that lost its state may know.
-    pub async fn report(&self, config: &ChannelConfig) -> Result<ChannelReport, StoreError> {
-        let id = config.id(&self.settlement);
+    /// What a payer may know; takes over first what the payer shows and this provider has forgotten.
+    pub async fn report(&self, request: &ChannelRequest) -> Result<ChannelReport, StoreError> {
+        let terms = ChannelTerms::new(request.config, self.settlement);
+        let id = terms.id();
+        let shown = request.voucher.and_then(|voucher| terms.verify(&voucher).ok());
+        if let Some(voucher) = &shown {
+            self.remember(terms, voucher, request.latest.as_ref()).await?;
+        }
         let latest = self.store.latest(id).await?;
-        let charged_total = latest.map_or(Amount::ZERO, |signed| signed.receipt.charged_total);
+        let charged_total = latest.map_or(Amount::ZERO, |done| done.receipt.receipt.charged_total);
         let channel = lock(&self.channels).get(&id).cloned();
-        let open_streams = channel.map_or(0, |channel| lock(&channel.book).money.open_streams());
+        let (open_streams, voucher) = channel.map_or((0, None), |channel| {
+            let book = lock(&channel.book);
+            (book.money.open_streams(), book.money.state().voucher)
+        });
         let open_streams = u32::try_from(open_streams).unwrap_or(u32::MAX);
-        Ok(ChannelReport { charged_total, latest, open_streams })
+        Ok(ChannelReport { charged_total, latest, open_streams, voucher: shown.and(voucher) })
+    }
+
+    /// Takes over a receipt of its own that its database does not have: this provider went on from an older one.
+    async fn remember(
+        &self,
+        terms: ChannelTerms,
+        voucher: &VerifiedVoucher,
+        latest: Option<&Done>,
+    ) -> Result<(), StoreError> {
+        let id = terms.id();
+        let known = lock(&self.channels).get(&id).cloned();
+        if let Some(channel) = &known {
+            lock(&channel.book).money.adopt_voucher(voucher);
+        }
+        let Some(done) = latest else { return Ok(()) };
+        let receipt = &done.receipt.receipt;
+        let stored = self.store.receipt(receipt.request_hash).await?;
+        if receipt.channel_id != id
+            || self.check_config(terms.config()).is_err()
+            || stored.is_some_and(|stored| stored.receipt.receipt.output_tokens >= receipt.output_tokens)
+            || done.receipt.verify(&self.receipts, self.provider).is_err()
+        {
+            return Ok(());
+        }
+        // What it is worth is asked for when it is claimed or a stream is opened.
+        let Ok(channel) = self.channel(terms, voucher.ceiling()).await else { return Ok(()) };
+        tracing::warn!(
+            channel = %id, total = %receipt.charged_total,
+            "a payer shows a receipt that this provider's database does not have: is it an older copy?"
+        );
+        let permit = self.store.reserve().await?;
+        let (sender, committed) = oneshot::channel();
+        {
+            let mut book = lock(&channel.book);
+            book.money.adopt_voucher(voucher);
+            book.money.adopt_total(receipt.charged_total);
+            let voucher = book.money.state().voucher.unwrap_or(*voucher.signed());
+            let (config, claimed) = (*channel.terms.config(), book.watch.claimed());
+            let row = ChannelRow { config, voucher, charged_total: receipt.charged_total, claimed };
+            permit.send(Write::Restored { row: Box::new((ReceiptRow { done: *done }, row)), done: sender });
+        }
+        committed.await.map_err(|_| StoreError::Closed)?
     }
 
     /// The latest receipt of a request.
@@ -196,34 +250,40 @@ impl Ledger {
         self.signer.sign(digest)
     }
 
-    /// Channels that have to be watched: something runs on them or is not claimed.
+    /// Channels that have to be watched: something runs on them, or is not claimed for good.
     pub fn channels_in_use(&self) -> Vec<Arc<Channel>> {
         let channels: Vec<_> = lock(&self.channels).values().cloned().collect();
-        channels.into_iter().filter(|channel| channel.is_in_use()).collect()
+        let (now, settled_after) = (self.started.elapsed(), self.policy.settled_after);
+        channels.into_iter().filter(|channel| channel.is_in_use(now, settled_after)).collect()
     }
 
     /// Asks the chain about a channel and notes the answer; `true` if its payer is withdrawing.
     pub async fn refresh(&self, channel: &Channel) -> Result<bool, assay_chain::ChainError> {
         let found = self.chain.channel(channel.terms.id()).await?;
-        channel.on_chain(&found);
+        channel.on_chain(self.started.elapsed(), &found);
         Ok(found.is_withdrawing)
     }
 
-    /// Notes that `claimed` of a channel is claimed.
-    pub async fn on_claimed(&self, channel_id: ChannelId, claimed: Amount) -> Result<(), StoreError> {
-        self.store.mark_claimed(channel_id, claimed).await?;
+    /// Notes what the chain says of a channel that is claimed from.
+    pub async fn on_chain(&self, channel_id: ChannelId, found: &ChannelOnChain) -> Result<(), StoreError> {
+        self.store.mark_claimed(channel_id, found.state.total_claimed).await?;
         let channel = lock(&self.channels).get(&channel_id).cloned();
         if let Some(channel) = channel {
-            let mut book = lock(&channel.book);
-            book.claimed = book.claimed.max(claimed);
+            channel.on_chain(self.started.elapsed(), found);
         }
         Ok(())
+    }
+
+    /// What the chain said last is claimed of a channel, or was noted by an earlier run.
+    pub fn claimed(&self, channel_id: ChannelId) -> Amount {
+        let channel = lock(&self.channels).get(&channel_id).cloned();
+        channel.map_or(Amount::ZERO, |channel| lock(&channel.book).watch.claimed())
     }
 
     /// Whether the payer of a channel was withdrawing when the chain was asked last.
     pub fn is_withdrawing(&self, channel_id: ChannelId) -> bool {
         let channel = lock(&self.channels).get(&channel_id).cloned();
-        channel.is_some_and(|channel| lock(&channel.book).is_withdrawing)
+        channel.is_some_and(|channel| lock(&channel.book).watch.is_withdrawing())
     }
 
     pub fn is_broken(&self) -> bool {
@@ -260,7 +320,7 @@ impl Ledger {
     async fn channel(&self, terms: ChannelTerms, ceiling: Amount) -> Result<Arc<Channel>, Refused> {
         let known = lock(&self.channels).get(&terms.id()).cloned();
         if let Some(channel) = &known
-            && !channel.needs_lookup(ceiling, self.policy.lookup_pause)
+            && !channel.needs_lookup(self.started.elapsed(), ceiling, self.policy.lookup_pause)
         {
             return Ok(Arc::clone(channel));
         }
@@ -279,41 +339,35 @@ impl Ledger {
         }
         let channel = channels.entry(terms.id()).or_insert_with(|| {
             let money = ReceiverChannel::new(Amount::ZERO, ReceiverState::default());
-            let book = Book { money, claimed: Amount::ZERO, is_withdrawing: false, seen_at: None };
+            let book = Book { money, watch: ReceiverWatch::default() };
             Arc::new(Channel { terms, book: Mutex::new(book) })
         });
-        channel.on_chain(&found);
+        channel.on_chain(self.started.elapsed(), &found);
         Ok(Arc::clone(channel))
     }
 }
 
 impl Channel {
-    fn is_in_use(&self) -> bool {
+    fn is_in_use(&self, now: Duration, settled_after: Duration) -> bool {
         let book = lock(&self.book);
-        book.money.open_streams() > 0 || book.money.state().charged_total > book.claimed
+        book.money.open_streams() > 0 || !book.watch.is_settled(now, book.money.state().charged_total, settled_after)
     }
 
-    fn needs_lookup(&self, ceiling: Amount, pause: Duration) -> bool {
+    fn needs_lookup(&self, now: Duration, ceiling: Amount, pause: Duration) -> bool {
         let book = lock(&self.book);
-        match book.seen_at {
-            None => true,
-            Some(seen_at) => {
-                let age = seen_at.elapsed();
-                // A payer that was not withdrawing then can have its deposit back after the whole delay at the
-                // earliest; the other half is left for claiming.
-                let is_old = age >= Duration::from_secs(self.terms.config().withdraw_delay / 2);
-                let is_suspect = ceiling > book.money.deposit() || book.is_withdrawing;
-                is_old || (is_suspect && age >= pause)
-            }
-        }
+        let withdraw_delay = Duration::from_secs(self.terms.config().withdraw_delay);
+        book.watch.needs_lookup(now, ceiling, book.money.deposit(), withdraw_delay, pause)
     }
 
-    fn on_chain(&self, found: &ChannelOnChain) {
+    fn on_chain(&self, now: Duration, found: &ChannelOnChain) {
         let mut book = lock(&self.book);
-        book.money.on_deposit(found.state.balance);
-        book.claimed = book.claimed.max(found.state.total_claimed);
-        book.is_withdrawing = found.is_withdrawing;
-        book.seen_at = Some(Instant::now());
+        book.money.on_deposit(found.settled_balance);
+        let found = OnChain {
+            balance: found.settled_balance,
+            claimed: found.state.total_claimed,
+            is_withdrawing: found.is_withdrawing,
+        };
+        book.watch.on_chain(now, &found);
     }
 }
 
@@ -321,7 +375,13 @@ impl OpenStream {
     /// Takes a further payment; returns what the request is granted in total.
     pub fn pay(&self, voucher: &SignedVoucher, grant: Amount) -> Result<Amount, Refused> {
         let voucher = self.ledger.verify(&self.channel.terms, voucher)?;
-        let granted = lock(&self.channel.book).money.pay(self.request, &voucher, grant);
+        let mut book = lock(&self.channel.book);
+        if book.watch.is_withdrawing() {
+            // What runs has to be claimed before the delay is over: it ends with what it was paid.
+            return Err(Refused::new(RefusedCode::Channel, "the payer is withdrawing from this channel"));
+        }
+        let granted = book.money.pay(self.request, &voucher, grant);
+        drop(book);
         granted.map_err(|e| Refused::new(RefusedCode::NotCovered, e))
     }
 
@@ -353,7 +413,7 @@ impl OpenStream {
             let voucher = book.money.state().voucher;
             // A stream is only opened with a voucher.
             let voucher = voucher.ok_or(ReceiverError::NotOpen(self.request))?;
-            let (config, claimed) = (*self.channel.terms.config(), book.claimed);
+            let (config, claimed) = (*self.channel.terms.config(), book.watch.claimed());
             let channel = ChannelRow { config, voucher, charged_total, claimed };
             permit.send(Write::Receipt { row: Box::new((ReceiptRow { done: signed }, channel, spoken)), done });
             (signed, charged_total.saturating_sub(claimed))

@@ -19,7 +19,6 @@ mod offer;
 mod provider;
 mod serve;
 mod store;
-mod stream;
 
 pub use chain::{Answer, Chain, ChannelOnChain, Registered};
 pub use config::{ClaimPolicy, Limits, ProviderConfig, ServedModel};

@@ -22,6 +22,7 @@ use assay_types::{Amount, ModelOffer, Offer, ProviderId, RequestHash, receipt_do
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -42,6 +43,17 @@ pub enum StartError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The database is empty, but the chain shows that this provider has claimed: it is not the one that it had.
+    #[error(
+        "{path} holds no channel, but on chain this provider has claimed {claimed}: restore a copy of its database; \
+         if there is none, start it once with --new-database: it takes over what gateways show, the rest is lost"
+    )]
+    LostDatabase {
+        /// Where.
+        path: PathBuf,
+        /// Over all channels, in base units.
+        claimed: Amount,
+    },
     /// The chain refuses the registration or can not be asked.
     #[error("registering: {0}")]
     Chain(#[from] ChainError),
@@ -127,6 +139,13 @@ impl Provider {
             settlement: network.settlement,
         };
         let (store, writing) = Store::open(&config.database, &identity).await?;
+        let has_past = !store.channels().await?.is_empty();
+        if !has_past && !config.accepts_new_database {
+            let claimed = chain.claimed().await?;
+            if claimed > Amount::ZERO {
+                return Err(StartError::LostDatabase { path: config.database, claimed });
+            }
+        }
         let listen_error = |error| StartError::Listen { address: config.listen, error };
         let listener = Listener::bind(config.listen, config.limits.write_timeout).await.map_err(listen_error)?;
         let address = listener.address().map_err(listen_error)?;
@@ -143,6 +162,7 @@ impl Provider {
             withdraw_delay_min_s: config.limits.withdraw_delay_min_s,
             claim_threshold: config.claims.threshold,
             lookup_pause: config.limits.lookup_pause,
+            settled_after: config.claims.settled_after,
         };
         let service = Arc::new(Service {
             ledger: Arc::new(Ledger::open(keys, policy, store, chain).await?),
@@ -154,7 +174,6 @@ impl Provider {
             cutting: CancellationToken::new(),
         });
         let claims = config.claims;
-        let has_past = !service.ledger.store.channels().await?.is_empty();
         let times = ClaimTimes { has_past, interval: claims.interval, poll: claims.poll, threshold: claims.threshold };
         let stop_claiming = CancellationToken::new();
         let tasks = Tasks {

@@ -8,14 +8,13 @@ use crate::{
     ledger::{Draft, Ledger, LedgerError, OpenStream, unix_now},
     offer::OfferBoard,
     store::Spoken,
-    stream::{Bill, ServedStream, Step},
 };
 use assay_engine::{Engine, EngineEvent, JobFailure, JobHandle, Payer, SinkState, SubmitError};
 use assay_net::{
     ClientFrame, CodecError, Connection, Done, NetError, Open, PROTOCOL_VERSION, ProviderFrame, ProviderHello, Refused,
     RefusedCode,
 };
-use assay_protocol::StreamTerms;
+use assay_protocol::{Bill, ServedStream, Step, StreamTerms};
 use assay_types::{
     B256, CHUNK_TOKENS, Finish, GRAMMAR_LEN_MAX, Job, ModelId, ModelOffer, TokenLogprobs, answer_commitment,
     response_hash,

@@ -2,11 +2,11 @@
 
 mod support;
 
-use assay_net::{ClientFrame, ProviderFrame, RefusedCode};
+use assay_net::{ChannelRequest, ClientFrame, Done, ProviderFrame, RefusedCode};
 use assay_provider::{ClaimPolicy, Limits, StartError};
 use assay_types::{Amount, Finish};
 use std::time::Duration;
-use support::{Setup, World, claims, job, limits};
+use support::{Client, Setup, World, claims, job, limits};
 
 #[tokio::test]
 async fn a_crash_keeps_every_receipt_that_was_sent_and_claims_it_later() {
@@ -243,4 +243,116 @@ async fn a_provider_that_can_not_store_receipts_sends_none_and_serves_nothing_mo
     assert_eq!(provider.stats().await.unwrap().charged_total, Amount(20));
     provider.shutdown().await;
     assert_eq!(world.chain.settled(), 20);
+}
+
+/// A database goes back to an older copy of itself; nothing runs on it.
+fn restore(from: &std::path::Path, to: &std::path::Path) {
+    for name in ["provider.sqlite-wal", "provider.sqlite-shm"] {
+        let _ = std::fs::remove_file(to.join(name));
+    }
+    std::fs::copy(from.join("provider.sqlite"), to.join("provider.sqlite")).unwrap();
+}
+
+#[tokio::test]
+async fn what_an_older_database_lacks_is_taken_over_from_the_payer_and_claimed() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    client.run(&job(30)).await;
+    drop(client);
+    provider.shutdown().await;
+    let copy = tempfile::tempdir().unwrap();
+    restore(world.directory.path(), copy.path());
+
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let latest = client.run(&job(150)).await.done;
+    let ceiling = world.wallet.purse.lock().unwrap().state().ceiling;
+    drop(client);
+    // An orderly end, so that nobody writes any more; but nothing can be claimed.
+    world.chain.set_down(true);
+    assert!(provider.shutdown().await.settled.is_err());
+    world.chain.set_down(false);
+    restore(copy.path(), world.directory.path());
+
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let config = world.wallet.channel.config;
+    let voucher = world.wallet.channel.voucher(ceiling);
+    let check = async |client: &mut Client, voucher, latest: Option<Done>, total: u128, shows_voucher: bool| {
+        let report = client.show(ChannelRequest { config, voucher, latest }).await;
+        assert_eq!((report.charged_total, report.voucher.is_some()), (Amount(total), shows_voucher));
+        report
+    };
+    check(&mut client, None, Some(latest), 40, false).await;
+    let mut forged = voucher;
+    forged.signature.0[9] ^= 1;
+    check(&mut client, Some(forged), Some(latest), 40, false).await;
+    let mut foreign = latest;
+    foreign.receipt.receipt.charged_total = Amount(9_000);
+    check(&mut client, Some(voucher), Some(foreign), 40, true).await;
+    let report = check(&mut client, Some(voucher), Some(latest), 200, true).await;
+    assert_eq!((report.latest, report.voucher), (Some(latest), Some(voucher)));
+    // Twice changes nothing, and what follows comes on top.
+    check(&mut client, Some(voucher), Some(latest), 200, true).await;
+    let next = client.run(&job(20)).await.done;
+    assert_eq!(next.receipt.receipt.charged_total, Amount(230));
+    provider.claim().await.unwrap();
+    assert_eq!(world.chain.total_claimed(&config), 230);
+    drop(client);
+    drop(provider);
+    let provider = world.start().await;
+    assert_eq!(provider.stats().await.unwrap().charged_total, Amount(230));
+}
+
+#[tokio::test]
+async fn a_lost_database_is_noticed_and_a_new_one_has_to_be_wanted() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let latest = client.run(&job(30)).await.done;
+    drop(client);
+    provider.shutdown().await;
+    let database = world.directory.path().join("provider.sqlite");
+    for emptied in [false, true] {
+        std::fs::remove_file(&database).unwrap();
+        if emptied {
+            std::fs::write(&database, b"").unwrap();
+        }
+        let Err(error) = world.setup.start(world.directory.path(), world.chain.clone()).await else {
+            panic!("it started without its database");
+        };
+        assert!(matches!(error, StartError::LostDatabase { claimed: Amount(40), .. }), "{error}");
+        assert!(error.to_string().contains("--new-database"), "{error}");
+    }
+    let setup = Setup { accepts_new_database: true, ..Setup::default() };
+    let provider = setup.start(world.directory.path(), world.chain.clone()).await.unwrap();
+    let mut client = world.client(&provider).await;
+    let (config, voucher) = (world.wallet.channel.config, Some(world.wallet.channel.voucher(Amount(74))));
+    let report = client.show(ChannelRequest { config, voucher, latest: Some(latest) }).await;
+    assert_eq!(report.charged_total, Amount(40));
+    assert_eq!(client.run(&job(10)).await.done.receipt.receipt.charged_total, Amount(60));
+}
+
+#[tokio::test]
+async fn a_claim_that_a_reorganization_undid_is_made_again() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    client.run(&job(30)).await;
+    provider.claim().await.unwrap();
+    let config = world.wallet.channel.config;
+    assert_eq!(world.chain.total_claimed(&config), 40);
+    world.chain.undo_claims();
+    assert_eq!(world.chain.total_claimed(&config), 0);
+    provider.claim().await.unwrap();
+    assert_eq!(world.chain.total_claimed(&config), 40);
+    drop(client);
+    drop(provider);
+    // Also one that a restart knows from its database alone.
+    world.chain.undo_claims();
+    let _provider = world.start().await;
+    while world.chain.total_claimed(&config) < 40 {
+        world.chain.claimed.notified().await;
+    }
 }

@@ -105,3 +105,30 @@ async fn a_withdrawal_finds_the_charges_claimed() {
     drop(client);
     provider.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_withdrawal_that_began_while_the_provider_was_down_finds_the_charges_claimed() {
+    let world = RealWorld::start().await;
+    let setup = Setup { network: world.faucet.addresses, stake: Amount(STAKE), ..Setup::default() };
+    let chain = Arc::new(world.network(provider_key()).await);
+    let provider = setup.start(world.directory.path(), chain.clone()).await.unwrap();
+    let wallet = world.wallet().await;
+    let mut client = Client::connect(provider.address(), Arc::clone(&wallet)).await;
+    client.run(&job(150)).await;
+    drop(client);
+    // A crash: nothing was claimed.
+    drop(provider);
+    assert_eq!(world.balance().await, 0);
+
+    let payer = world.network(key(0x11)).await;
+    let config = wallet.channel.config;
+    payer.settlement.initiate_withdraw(&config, Amount(DEPOSIT)).await.unwrap();
+    world.chain.advance_time(config.withdraw_delay - 60);
+    let provider = setup.start(world.directory.path(), chain).await.unwrap();
+    while world.balance().await < 160 {}
+    world.chain.advance_time(61);
+    payer.settlement.finalize_withdraw(&config).await.unwrap();
+    let balance = payer.token.balance_of(key(0x11).address()).await.unwrap();
+    assert_eq!((balance, world.balance().await), (Amount(DEPOSIT - 160), 160));
+    provider.shutdown().await;
+}

@@ -31,7 +31,7 @@ async fn a_job_is_streamed_checkpointed_paid_and_receipted() {
     assert_eq!((stats.receipts, stats.charged_total), (2, Amount(180)));
     let report = client.channel_report().await;
     assert_eq!((report.charged_total, report.open_streams), (Amount(180), 0));
-    assert_eq!(report.latest, Some(next.done.receipt));
+    assert_eq!(report.latest, Some(next.done));
 }
 
 /// Nothing of the answer is sent before all of it is committed to, and what is shown then opens the commitment.

@@ -8,8 +8,8 @@ use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use assay_gguf::{FinishReason, OutputLimits, OutputText, Tokenizer};
 use assay_net::{
-    ChannelReport, ClientFrame, Connection, Done, Listener, NetError, Open, PROTOCOL_VERSION, ProviderFrame,
-    ProviderHello, ReceiptReport, Refused, RefusedCode,
+    ChannelReport, ChannelRequest, ClientFrame, Connection, Done, Listener, NetError, Open, PROTOCOL_VERSION,
+    ProviderFrame, ProviderHello, ReceiptReport, Refused, RefusedCode,
 };
 use assay_protocol::{ChannelTerms, ReceiverChannel, ReceiverState, StreamTerms};
 use assay_types::{
@@ -89,6 +89,8 @@ pub enum Trick {
     ClaimFull,
     /// Has somebody else sign its offers.
     ForgeOffer,
+    /// Does not show the payer its vouchers.
+    ForgetVouchers,
 }
 
 /// A running fake. Dropping it closes its socket and connections.
@@ -123,6 +125,7 @@ struct State {
     receipts: BTreeMap<RequestHash, Done>,
     running: BTreeSet<RequestHash>,
     jobs: Vec<Job>,
+    shown: Vec<ChannelRequest>,
     /// Jobs it was asked for, refused ones included.
     asked: u32,
 }
@@ -130,7 +133,7 @@ struct State {
 struct Books {
     config: ChannelConfig,
     receiver: ReceiverChannel,
-    latest: Option<SignedReceipt>,
+    latest: Option<Done>,
 }
 
 impl FakeProvider {
@@ -202,6 +205,12 @@ impl FakeProvider {
     #[must_use]
     pub fn asked(&self) -> u32 {
         self.shared.state().asked
+    }
+
+    /// What payers have shown, in order.
+    #[must_use]
+    pub fn shown(&self) -> Vec<ChannelRequest> {
+        self.shared.state().shown.clone()
     }
 
     /// The last receipt of every request it charged for.
@@ -312,10 +321,7 @@ impl Shared {
         loop {
             let answer = match connection.receiver.recv::<ClientFrame>().await? {
                 ClientFrame::OfferRequest => ProviderFrame::Offer(self.offer()),
-                ClientFrame::ChannelRequest(config) => {
-                    let id = config.id(&settlement_domain(self.script.chain_id, self.script.settlement));
-                    ProviderFrame::Channel(Box::new(self.channel_report(id)))
-                }
+                ClientFrame::ChannelRequest(request) => ProviderFrame::Channel(Box::new(self.channel_report(&request))),
                 ClientFrame::ReceiptRequest(request) => {
                     let state = self.state();
                     let is_running = state.running.contains(&request);
@@ -367,13 +373,20 @@ impl Shared {
         SignedOffer { signature: self.sign(&digest, trick == Trick::ForgeOffer), offer }
     }
 
-    fn channel_report(&self, id: ChannelId) -> ChannelReport {
-        let state = self.state();
-        let books = state.channels.get(&id);
+    fn channel_report(&self, request: &ChannelRequest) -> ChannelReport {
+        let mut state = self.state();
+        let domain = settlement_domain(self.script.chain_id, self.script.settlement);
+        let terms = ChannelTerms::new(request.config, domain);
+        let is_payer = request.voucher.is_some_and(|voucher| terms.verify(&voucher).is_ok());
+        let has_forgotten = state.trick == Trick::ForgetVouchers;
+        state.shown.push(request.clone());
+        let books = state.channels.get(&terms.id());
+        let voucher = books.and_then(|books| books.receiver.state().voucher);
         ChannelReport {
             charged_total: books.map_or(Amount::ZERO, |books| books.receiver.state().charged_total),
             latest: books.and_then(|books| books.latest),
             open_streams: u32::try_from(books.map_or(0, |books| books.receiver.open_streams())).unwrap_or(u32::MAX),
+            voucher: voucher.filter(|_| is_payer && !has_forgotten),
         }
     }
 
@@ -631,8 +644,9 @@ impl Shared {
         let domain = receipt_domain(self.script.chain_id, self.script.registry);
         let is_forged = trick == Trick::ForgeCheckpoint && !is_last;
         let signed = SignedReceipt { receipt, signature: self.sign(&receipt.digest(&domain), is_forged) };
-        books.latest = Some(signed);
-        state.receipts.insert(running.request, Done { receipt: signed, finish });
+        let done = Done { receipt: signed, finish };
+        books.latest = Some(done);
+        state.receipts.insert(running.request, done);
         signed
     }
 

@@ -33,7 +33,7 @@ pub use job::{
 };
 pub use manifest::{CANONICAL_PROFILE, Manifest};
 pub use offer::{ModelOffer, Offer, SignedOffer};
-pub use receipt::{Receipt, SignedReceipt, receipt_domain};
+pub use receipt::{Done, Receipt, SignedReceipt, receipt_domain};
 pub use receipt_file::{RECEIPT_FILE_VERSION, ReceiptFile, ReceiptPart};
 pub use response::{Finish, response_bytes, response_hash};
 pub use signature::{Signature, SignatureError};

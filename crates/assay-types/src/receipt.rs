@@ -1,8 +1,8 @@
 //! What a provider signs: this request got this response from this model, and so much is charged for it.
 
 use crate::{
-    Amount, ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, Signature, SignatureError, SigningDomain,
-    domain::type_hash,
+    Amount, ChannelId, Finish, ModelId, ProviderId, RequestHash, ResponseHash, Signature, SignatureError,
+    SigningDomain, domain::type_hash,
 };
 use alloy_primitives::{Address, B256};
 use alloy_sol_types::{SolStruct, eip712_domain, sol};
@@ -101,6 +101,16 @@ pub struct SignedReceipt {
     pub receipt: Receipt,
     /// By the provider's registered key.
     pub signature: Signature,
+}
+
+/// A receipt and how its job had ended by then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// The receipt.
+    pub receipt: SignedReceipt,
+    /// Hashed in the receipt. In a last receipt [`Finish::Open`] where the job was cut and the last checkpoint covers
+    /// all that is billed.
+    pub finish: Finish,
 }
 
 impl SignedReceipt {

@@ -267,6 +267,7 @@ impl Stage {
         };
         let config = ProviderConfig {
             database: self.state.dir(&format!("provider-{}", index + 1))?.join("provider.sqlite"),
+            accepts_new_database: false,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             endpoint: None,
             signer: key.clone(),

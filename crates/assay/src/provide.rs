@@ -32,6 +32,9 @@ pub struct ProvideArgs {
     /// Configuration, as `assay up` writes it to DIR/provider-N/config.json
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Start with an empty database although this provider has claimed on chain: what no gateway shows is lost
+    #[arg(long)]
+    new_database: bool,
 }
 
 /// The configuration file.
@@ -52,6 +55,9 @@ pub struct ProvideConfig {
     pub rpc: String,
     /// Contracts on that chain.
     pub addresses: NetworkAddresses,
+    /// Blocks of that chain that may be undone: a deposit counts when it is deeper. If absent, what is known of the chain.
+    #[serde(default)]
+    pub finality_depth: Option<u64>,
     /// Where to listen, `HOST:PORT`; port 0 takes a free one.
     pub listen: String,
     /// The price.
@@ -78,13 +84,13 @@ pub fn run(args: &ProvideArgs) -> anyhow::Result<()> {
     };
     // The engine has threads of its own; here are sockets, the database and signatures.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let result = runtime.block_on(provide(config));
+    let result = runtime.block_on(provide(config, args.new_database));
     // A read of standard input cannot be taken back; waiting for it would be waiting for the parent.
     runtime.shutdown_background();
     result
 }
 
-async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
+async fn provide(config: ProvideConfig, new_database: bool) -> anyhow::Result<()> {
     let mut signals = StopSignals::install()?;
     let key = state::load_or_create_key(&config.key_file)?;
     let isa = config.isa.as_deref().map(str::parse::<assay_num::Isa>).transpose().context("isa")?;
@@ -110,13 +116,18 @@ async fn provide(config: ProvideConfig) -> anyhow::Result<()> {
         engine: EngineOptions { kv_tokens: share.kv_tokens, ..options },
         prices: config.prices,
     };
-    let options = ClientOptions { chain_id: Some(config.addresses.chain_id), ..ClientOptions::default() };
+    let options = ClientOptions {
+        chain_id: Some(config.addresses.chain_id),
+        finality_depth: config.finality_depth.unwrap_or_else(|| finality_depth(config.addresses.chain_id)),
+        ..ClientOptions::default()
+    };
     let client = ChainClient::connect(config.rpc.as_str(), key.clone(), options)
         .await
         .with_context(|| format!("cannot use the chain at {}", config.rpc))?;
     let database = config.dir.join("provider.sqlite");
     let options = ProviderConfig {
         database: database.clone(),
+        accepts_new_database: new_database,
         listen: config.listen.parse().with_context(|| format!("listen: {:?} is no HOST:PORT", config.listen))?,
         endpoint: None,
         signer: key,

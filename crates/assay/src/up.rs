@@ -91,6 +91,9 @@ pub struct UpArgs {
     /// Answer callers without a key who pay by request (x402): exact transfers and batch-settlement vouchers in test dollars
     #[arg(long)]
     x402: bool,
+    /// Start providers whose database is gone although they have claimed on chain: what no gateway shows is lost
+    #[arg(long)]
+    new_database: bool,
     /// Print one JSON line when ready and one when stopped
     #[arg(long)]
     json: bool,
@@ -290,6 +293,7 @@ async fn start_provider(
         manifests: state.dir("models")?,
         rpc: chain_url.to_owned(),
         addresses: network.addresses,
+        finality_depth: None,
         listen: "127.0.0.1:0".to_owned(),
         prices: prices(index),
         stake: STAKE,
@@ -304,7 +308,11 @@ async fn start_provider(
     };
     let path = dir.join("config.json");
     state::write_json(&path, &config)?;
-    Ok(Supervised::start(name, vec!["provide".into(), "--config".into(), path.into()]))
+    let mut command = vec!["provide".into(), "--config".into(), path.into()];
+    if args.new_database {
+        command.push("--new-database".into());
+    }
+    Ok(Supervised::start(name, command))
 }
 
 /// Who audits the providers: one auditor on this machine, and an engine in this process that is asked before anybody is

@@ -81,6 +81,8 @@ pub struct ClientOptions {
     pub resend_after: Duration,
     /// How long to wait for a transaction to be in a block.
     pub receipt_timeout: Duration,
+    /// Blocks that may be undone: a deposit counts when it is deeper. 0 for a chain that never undoes one.
+    pub finality_depth: u64,
 }
 
 impl Default for ClientOptions {
@@ -91,6 +93,7 @@ impl Default for ClientOptions {
             retry_pause: Duration::from_millis(200),
             resend_after: Duration::from_secs(2),
             receipt_timeout: Duration::from_secs(90),
+            finality_depth: 0,
         }
     }
 }
@@ -188,8 +191,24 @@ impl ChainClient {
     /// # Errors
     /// [`ChainError::Reverted`], [`ChainError::NoContract`] and those of transport.
     pub async fn call<C: SolCall>(&self, to: Address, call: &C) -> Result<C::Return, ChainError> {
+        self.call_at(to, call, json!("latest")).await
+    }
+
+    /// As [`Self::call`], of the state as deep as [`ClientOptions::finality_depth`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn call_settled<C: SolCall>(&self, to: Address, call: &C) -> Result<C::Return, ChainError> {
+        let block = match self.0.rpc.options.finality_depth {
+            0 => json!("latest"),
+            depth => json!(U64::from(self.block_number().await?.saturating_sub(depth))),
+        };
+        self.call_at(to, call, block).await
+    }
+
+    async fn call_at<C: SolCall>(&self, to: Address, call: &C, block: Value) -> Result<C::Return, ChainError> {
         let request = json!({ "from": self.address(), "to": to, "input": Bytes::from(call.abi_encode()) });
-        let output: Bytes = self.0.rpc.request("eth_call", json!([request, "latest"])).await?;
+        let output: Bytes = self.0.rpc.request("eth_call", json!([request, block])).await?;
         if output.is_empty() && !self.has_code(to).await? {
             return Err(ChainError::NoContract { address: to, chain_id: self.chain_id() });
         }

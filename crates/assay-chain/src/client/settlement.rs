@@ -276,6 +276,16 @@ impl Settlement {
         Ok(ChannelState { balance: Amount(state.balance), total_claimed: Amount(state.totalClaimed) })
     }
 
+    /// A channel's money in the last block that no reorganization undoes.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn settled_channel(&self, channel: ChannelId) -> Result<ChannelState, ChainError> {
+        let call = BatchSettlement::channelsCall { channelId: channel.0 };
+        let state = self.client.call_settled(self.address, &call).await?;
+        Ok(ChannelState { balance: Amount(state.balance), total_claimed: Amount(state.totalClaimed) })
+    }
+
     /// A channel's pending withdrawal.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use assay_types::{Amount, ChannelId, Manifest, ModelId, RequestHash};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -87,6 +87,18 @@ COMMIT;
 ";
 /// Rows of one read of the usage.
 const USAGE_PAGE: i64 = 1000;
+/// What came later and stands beside the rest: databases of earlier releases get it when they are opened.
+const ADDITIONS: &str = "
+CREATE TABLE IF NOT EXISTS latest_receipts (
+    channel_id BLOB PRIMARY KEY,
+    total      BLOB NOT NULL,
+    latest     TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+/// All channels, with the receipt that has the highest total.
+const CHANNELS: &str = "SELECT c.channel_id, c.provider, c.mark, c.charged_total, l.latest FROM channels c \
+                        LEFT JOIN latest_receipts l ON l.channel_id = c.channel_id";
 
 /// Why nothing was stored or found.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -168,7 +180,8 @@ impl Store {
             .connect_with(options.clone())
             .await
             .map_err(open_error)?;
-        let connection = SqliteConnection::connect_with(&options).await.map_err(open_error)?;
+        let mut connection = SqliteConnection::connect_with(&options).await.map_err(open_error)?;
+        sqlx::raw_sql(ADDITIONS).execute(&mut connection).await.map_err(open_error)?;
         let (writes, queue) = mpsc::channel(QUEUE_MAX);
         let task = tokio::spawn(writer::run(connection, queue));
         Ok((Self { pool, writes }, task))
@@ -252,7 +265,7 @@ impl Store {
     /// # Errors
     /// The read failed.
     pub async fn channel(&self, channel_id: ChannelId) -> Result<Option<ChannelRow>, StoreError> {
-        let row = sqlx::query("SELECT channel_id, provider, mark, charged_total FROM channels WHERE channel_id = ?")
+        let row = sqlx::query(AssertSqlSafe(format!("{CHANNELS} WHERE c.channel_id = ?")))
             .bind(channel_id.0.as_slice())
             .fetch_optional(&self.pool)
             .await?;
@@ -264,8 +277,7 @@ impl Store {
     /// # Errors
     /// The read failed.
     pub async fn channels(&self) -> Result<Vec<ChannelRow>, StoreError> {
-        let rows =
-            sqlx::query("SELECT channel_id, provider, mark, charged_total FROM channels").fetch_all(&self.pool).await?;
+        let rows = sqlx::query(CHANNELS).fetch_all(&self.pool).await?;
         rows.iter().map(ChannelRow::read).collect()
     }
 
@@ -316,7 +328,7 @@ impl Store {
     /// The read failed.
     pub async fn charged_total(&self) -> Result<Amount, StoreError> {
         let channels = self.channels().await?;
-        Ok(channels.iter().fold(Amount::ZERO, |sum, row| sum.saturating_add(row.charged_total)))
+        Ok(channels.iter().fold(Amount::ZERO, |sum, row| sum.saturating_add(row.books.charged_total)))
     }
 
     /// Commits what waits and closes the file; later reads and writes fail.
@@ -399,9 +411,8 @@ async fn create(pool: &SqlitePool) -> Result<(), StoreError> {
     let mut transaction = pool.begin().await?;
     sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
     // Pragmas take no parameters; both are constants of this file.
-    let marks = sqlx::AssertSqlSafe(format!(
-        "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
-    ));
+    let marks =
+        AssertSqlSafe(format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"));
     sqlx::raw_sql(marks).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
@@ -423,6 +434,7 @@ pub(crate) fn model_key(model_id: ModelId) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use assay_protocol::PayerRow;
     use assay_types::{B256, Job, ProviderId, Sampling};
 
     fn key(n: u8) -> NewKey {
@@ -448,8 +460,7 @@ mod tests {
         let channel = |charged| ChannelRow {
             channel_id: ChannelId(B256::repeat_byte(9)),
             provider: ProviderId::default(),
-            mark: Amount(9),
-            charged_total: Amount(charged),
+            books: PayerRow { mark: Amount(9), charged_total: Amount(charged), latest: None },
         };
         let receipt = |n: u8| NewReceipt {
             id: RequestHash(B256::repeat_byte(n)),
@@ -526,8 +537,7 @@ mod tests {
         let row = |mark, charged| ChannelRow {
             channel_id,
             provider: ProviderId::default(),
-            mark: Amount(mark),
-            charged_total: Amount(charged),
+            books: PayerRow { mark: Amount(mark), charged_total: Amount(charged), latest: None },
         };
         let (store, writer) = Store::open(&path).await.unwrap();
         // More than 64 bits, and bytes whose order as text would be another.

@@ -2,6 +2,7 @@
 
 use super::StoreError;
 use crate::account::KeyLimits;
+use assay_protocol::PayerRow;
 use assay_types::{Amount, B256, ChannelId, Job, Manifest, ModelId, ProviderId, ReceiptPart, RequestHash};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
@@ -79,19 +80,23 @@ pub struct ChannelRow {
     pub channel_id: ChannelId,
     /// Who is paid.
     pub provider: ProviderId,
-    /// No voucher above this was ever sent.
-    pub mark: Amount,
-    /// Sum over all requests of what receipts charged.
-    pub charged_total: Amount,
+    /// What has to survive.
+    pub books: PayerRow,
 }
 
 impl ChannelRow {
     pub(super) fn read(row: &SqliteRow) -> Result<Self, StoreError> {
+        let latest: Option<&str> = row.try_get("latest")?;
+        let latest = latest.map(serde_json::from_str).transpose().map_err(|_| StoreError::BadRow("latest receipt"))?;
+        let books = PayerRow {
+            mark: amount(row.try_get("mark")?)?,
+            charged_total: amount(row.try_get("charged_total")?)?,
+            latest,
+        };
         Ok(Self {
             channel_id: ChannelId(B256::from(fixed::<32>(row.try_get("channel_id")?, "channel id")?)),
             provider: ProviderId(fixed::<20>(row.try_get("provider")?, "provider")?.into()),
-            mark: amount(row.try_get("mark")?)?,
-            charged_total: amount(row.try_get("charged_total")?)?,
+            books,
         })
     }
 }

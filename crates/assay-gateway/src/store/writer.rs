@@ -3,7 +3,8 @@
 use super::audits::DEEDS_KEPT_S;
 use super::{AuditRow, ChannelRow, DeedRow, NewKey, NewReceipt, StoreError, model_key};
 use crate::account::KeyLimits;
-use assay_types::{Address, Amount, ChannelId, Manifest};
+use assay_protocol::PayerRow;
+use assay_types::{Address, Amount, ChannelId, Done, Manifest};
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe, Connection};
 use std::collections::BTreeMap;
@@ -194,9 +195,13 @@ impl<'a> Batch<'a> {
     }
 
     fn raise(&mut self, row: &ChannelRow) {
-        let raised = self.channels.entry(row.channel_id).or_insert(*row);
-        raised.mark = raised.mark.max(row.mark);
-        raised.charged_total = raised.charged_total.max(row.charged_total);
+        let raised = &mut self.channels.entry(row.channel_id).or_insert(*row).books;
+        let total = |books: &PayerRow| books.latest.map(|done| done.receipt.receipt.charged_total);
+        if total(&row.books) > total(raised) {
+            raised.latest = row.books.latest;
+        }
+        raised.mark = raised.mark.max(row.books.mark);
+        raised.charged_total = raised.charged_total.max(row.books.charged_total);
     }
 
     /// The whole text and what is bound to it, in the text's order.
@@ -230,11 +235,13 @@ impl<'a> Batch<'a> {
             sql += " ON CONFLICT (channel_id) DO UPDATE SET mark = max(mark, excluded.mark), \
                     charged_total = max(charged_total, excluded.charged_total);";
         }
+        let mut latest: Vec<(ChannelId, Done)> =
+            channels.iter().filter_map(|row| Some((row.channel_id, row.books.latest?))).collect();
         for row in channels {
             self.bind(row.channel_id.0.to_vec())?;
             self.bind(row.provider.0.to_vec())?;
-            self.bind(bytes(row.mark))?;
-            self.bind(bytes(row.charged_total))?;
+            self.bind(bytes(row.books.mark))?;
+            self.bind(bytes(row.books.charged_total))?;
         }
         let mut spent: Vec<(i64, Amount)> = std::mem::take(&mut self.spent).into_iter().collect();
         if let Some(&last) = spent.last() {
@@ -246,6 +253,18 @@ impl<'a> Batch<'a> {
         for (key_id, amount) in spent {
             self.bind(key_id)?;
             self.bind(bytes(amount))?;
+        }
+        if let Some(&last) = latest.last() {
+            latest.resize(latest.len().next_power_of_two(), last);
+            sql += "INSERT INTO latest_receipts (channel_id, total, latest) VALUES ";
+            push_rows(&mut sql, "(?, ?, ?)", latest.len());
+            sql += " ON CONFLICT (channel_id) DO UPDATE SET total = excluded.total, latest = excluded.latest \
+                    WHERE excluded.total > total;";
+        }
+        for (channel_id, done) in latest {
+            self.bind(channel_id.0.to_vec())?;
+            self.bind(bytes(done.receipt.receipt.charged_total))?;
+            self.bind(json(&done, "latest receipt")?)?;
         }
         sql += "COMMIT";
         Ok((sql, self.arguments))

@@ -12,7 +12,7 @@ use assay_testkit::fake_provider::{FakeProvider, Script};
 use assay_types::{Amount, B256, TokenId};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -68,9 +68,9 @@ async fn staked_providers_are_paid_what_their_receipts_say() {
         providers.push((provider, on_chain));
     }
 
-    let config = config(&model, dir.path(), |_| ());
+    let config = config(&model, dir.path(), |config| config.timeouts.channels = Duration::from_millis(20));
     let deposit = config.deposit;
-    let payer = config.signer.clone();
+    let (payer, again) = (config.signer.clone(), config.clone());
     deployed.token.mint(payer.address(), Amount(1_000_000_000)).await.unwrap();
     let gateway = Gateway::start(config, network(&chain, &deployed, payer.clone()).await).await.unwrap();
     assert!(gateway.ready(2, PATIENCE).await, "both staked providers are funded in time");
@@ -88,12 +88,32 @@ async fn staked_providers_are_paid_what_their_receipts_say() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(story(50).trim_end()), "{answer}");
     }
+    // A withdrawal: the channel is left alone, and after its delay the gateway ends it by itself, also after a restart.
+    let on_chain = network(&chain, &deployed, payer.clone()).await;
+    let totals = gateway.totals().await.unwrap();
+    let withdrawn = totals.channels[0];
+    let withdrawn_part = Amount(deposit.0 / 4);
+    let left = Amount(1_000_000_000 - 2 * deposit.0 + withdrawn_part.0);
+    let channel = providers.iter().find(|(provider, _)| provider.id() == withdrawn.provider).unwrap();
+    let channel = channel.0.claims()[0].0;
+    on_chain.settlement.initiate_withdraw(&channel, withdrawn_part).await.unwrap();
+    let noticed = async {
+        while gateway.routable().len() > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, noticed).await.expect("noticed in time");
+    gateway.shutdown().await.unwrap();
+    chain.advance_time(channel.withdraw_delay + 1);
+    // A block, whose time is what the gateway goes by.
+    deployed.token.mint(key(0x52).address(), Amount(1)).await.unwrap();
+    let gateway = Gateway::start(again, network(&chain, &deployed, payer.clone()).await).await.unwrap();
+    let back = async { while deployed.token.balance_of(payer.address()).await.unwrap() < left {} };
+    tokio::time::timeout(PATIENCE, back).await.expect("the deposit is back in time");
     let totals = gateway.shutdown().await.unwrap();
     assert_eq!(totals.receipts, 12);
     assert_eq!(totals.channels.len(), 2);
-    let spent = Amount(2 * deposit.0);
-    let left = deployed.token.balance_of(payer.address()).await.unwrap();
-    assert_eq!(left, Amount(1_000_000_000 - spent.0));
+    assert_eq!(deployed.token.balance_of(payer.address()).await.unwrap(), left);
 
     let mut paid = Amount::ZERO;
     for (provider, on_chain) in &providers {

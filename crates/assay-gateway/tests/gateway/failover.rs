@@ -122,16 +122,26 @@ async fn a_wrong_token_on_resume_is_noticed_and_never_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_quits_is_resumed_from_its_checkpoint() {
+async fn a_provider_that_quits_is_resumed_from_the_last_token_that_it_is_paid_for() {
     let (world, reply) = meets_first(2, |_| (), Trick::QuitAt(100), true).await;
     assert_eq!(reply.streamed_text(), story(WORDS));
     let file = world.receipt(&reply.receipt_id()).await;
     assert_eq!(file.parts.len(), 2);
-    assert_eq!(file.parts[0].output.len(), 64);
-    // It signed for all 100 and is paid for them, although 64 are in the answer.
-    assert_eq!(world.settled().await, world.providers.iter().map(|p| p.charged_total().0).sum::<u128>());
+    // All 100 that it signed for are in the answer: nobody else is paid for them again.
+    assert_eq!((file.parts[0].output.len(), file.parts[0].finish), (100, Finish::Cancelled));
     let signed = world.providers[0].receipts().pop().unwrap().receipt.receipt;
     assert_eq!(signed.output_tokens, 100);
+    let charged = file.parts.iter().map(|part| part.signed.receipt.charged.0).sum::<u128>();
+    assert_eq!(world.settled().await, charged);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_quits_without_a_token_is_paid_its_input_and_the_next_one_begins() {
+    let (world, reply) = meets_first(2, |_| (), Trick::QuitAt(0), true).await;
+    assert_eq!(reply.streamed_text(), story(WORDS));
+    let file = world.receipt(&reply.receipt_id()).await;
+    assert_eq!((file.parts.len(), file.parts[0].provider), (1, world.providers[1].id()));
+    assert!(world.settled().await > file.parts[0].signed.receipt.charged.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ mod errors;
 mod failover;
 mod keys;
 mod lifecycle;
+mod lives;
 mod money;
 mod redundant;
 mod routing;

@@ -104,25 +104,71 @@ async fn no_voucher_was_ever_above_the_stored_mark() {
     // Read beside the running gateway, as it would be after a kill at this moment.
     let rows = store.channels().await.unwrap();
     assert_eq!(rows.len(), 1);
-    assert!(ceiling > Amount::ZERO && ceiling <= rows[0].mark, "{ceiling} {rows:?}");
+    assert!(ceiling > Amount::ZERO && ceiling <= rows[0].books.mark, "{ceiling} {rows:?}");
     let deposit = world.gateway.totals().await.unwrap().channels[0].deposit;
-    assert!(rows[0].mark <= deposit);
+    assert!(rows[0].books.mark <= deposit);
+}
+
+/// Stops the gateway, removes its database and starts it again.
+async fn lose_database(world: World) -> World {
+    let World { gateway, dir, ledger, model, .. } = world;
+    gateway.shutdown().await.unwrap();
+    for name in ["gateway.db", "gateway.db-wal", "gateway.db-shm"] {
+        let _ = std::fs::remove_file(dir.path().join(name));
+    }
+    let config = crate::world::config(&model, dir.path(), |_| ());
+    let gateway = assay_gateway::Gateway::start_with(config, ledger.clone()).await.unwrap();
+    let key = gateway.keys().create("again").await.unwrap();
+    World { gateway, dir, ledger, model, key, ..world }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_database_is_made_up_for_by_what_the_provider_shows() {
+    let world = World::start(1, &story(60)).await;
+    world.chat(json!({})).await;
+    let paid = world.settled().await;
+    let world = lose_database(world).await;
+    assert!(world.gateway.ready(1, PATIENCE).await);
+    assert_eq!(world.chat(json!({})).await.content(), story(60));
+    assert_eq!(world.settled().await, 2 * paid);
+    let totals = world.gateway.totals().await.unwrap();
+    assert_eq!(totals.charged().0, 2 * paid);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_database_does_not_let_a_provider_invent_a_total() {
     let world = World::start(1, &story(60)).await;
     world.chat(json!({})).await;
-    let World { gateway, dir, ledger, providers, model, .. } = world;
-    gateway.shutdown().await.unwrap();
-    for name in ["gateway.db", "gateway.db-wal", "gateway.db-shm"] {
-        let _ = std::fs::remove_file(dir.path().join(name));
-    }
-    let config = crate::world::config(&model, dir.path(), |_| ());
-    let gateway = assay_gateway::Gateway::start_with(config, ledger).await.unwrap();
-    assert!(!gateway.ready(1, std::time::Duration::from_millis(300)).await);
-    assert!(providers[0].charged_total() > Amount::ZERO);
-    gateway.shutdown().await.unwrap();
+    world.providers[0].set(Trick::ForgetVouchers);
+    let world = lose_database(world).await;
+    assert!(!world.gateway.ready(1, std::time::Duration::from_millis(300)).await);
+    assert!(world.providers[0].charged_total() > Amount::ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_comes_back_is_shown_what_it_signed() {
+    let world = World::start(1, &story(60)).await;
+    let id = world.chat(json!({})).await.receipt_id();
+    let last = world.receipt(&id).await.parts[0].signed;
+    world.providers[0].set(Trick::DieAt(0));
+    world.chat(json!({})).await;
+    world.providers[0].revive().await;
+    let shown = async {
+        loop {
+            let shown = world.providers[0].shown().pop().filter(|shown| shown.latest.is_some());
+            match shown {
+                Some(shown) => return shown,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let shown = tokio::time::timeout(PATIENCE, shown).await.expect("shown in time");
+    assert_eq!(shown.latest.unwrap().receipt, last);
+    let ceiling = shown.voucher.unwrap().voucher.max_claimable_amount;
+    assert!(ceiling >= last.receipt.charged_total && ceiling == world.providers[0].ceiling());
+    // It survives a restart of the gateway.
+    let (world, _) = world.restart().await;
+    assert_eq!(world.providers[0].shown().pop().unwrap().latest.unwrap().receipt, last);
 }
 
 #[tokio::test(flavor = "multi_thread")]

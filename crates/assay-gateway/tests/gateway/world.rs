@@ -3,7 +3,7 @@
 use alloy_signer_local::PrivateKeySigner;
 use assay_gateway::{
     Addresses, AuditConfig, Gateway, GatewayConfig, GatewayHandle, GatewayLimits, GatewayModel, Ledger, LedgerError,
-    Registered, Timeouts, Totals,
+    Registered, Timeouts, Totals, Withdrawal,
 };
 use assay_gguf::{Gguf, Tokenizer};
 use assay_net::AddressPolicy;
@@ -58,6 +58,14 @@ impl Ledger for FakeLedger {
         Ok(self.deposits.lock().unwrap().get(&id).copied().unwrap_or_default())
     }
 
+    async fn withdrawal(&self, _channel: &ChannelConfig) -> Result<Option<Withdrawal>, LedgerError> {
+        Ok(None)
+    }
+
+    async fn finalize(&self, _channel: &ChannelConfig) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
     async fn deposit(&self, channel: &ChannelConfig, amount: Amount) -> Result<(), LedgerError> {
         let id = channel.id(&settlement_domain(ADDRESSES.chain_id, ADDRESSES.settlement));
         let mut deposits = self.deposits.lock().unwrap();
@@ -76,8 +84,8 @@ pub struct World {
     pub dir: TempDir,
     pub model: GatewayModel,
     pub tokenizer: Arc<Tokenizer>,
-    change: fn(&mut GatewayConfig),
-    audit: AuditConfig,
+    pub change: fn(&mut GatewayConfig),
+    pub audit: AuditConfig,
 }
 
 /// What the scripted model says: `words` numbered words, then the end.
@@ -245,7 +253,10 @@ impl World {
             assert_eq!(Some(receipt.charged), PRICES.charge_up(receipt.prompt_tokens, receipt.output_tokens));
             assert!(receipt.charged <= receipt.charged_total);
             assert_eq!(receipt.channel_id, part.channel.id(&settlement_domain(file.chain_id, file.settlement)));
-            assert_eq!(part.finish == Finish::Open, index + 1 < file.parts.len(), "only the last part ends");
+            let is_end = matches!(part.finish, Finish::Stop | Finish::Length);
+            let is_last = index + 1 == file.parts.len();
+            assert!(is_last || !is_end, "only the last part ends");
+            assert!(!is_last || part.finish != Finish::Open, "the last part ends");
             part.signed.verify(&receipt_domain(file.chain_id, file.registry), part.provider).unwrap();
             output.extend(&part.output);
         }

@@ -14,7 +14,7 @@ pub use transcripts::Transcript;
 pub(crate) use writer::Write;
 
 use assay_net::Done;
-use assay_types::{Address, Amount, ChannelId, ProviderId, RequestHash, SignedReceipt};
+use assay_types::{Address, Amount, ChannelId, ProviderId, RequestHash};
 use sqlx::{
     ConnectOptions, Row, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
@@ -167,7 +167,7 @@ impl Store {
         self.writes.reserve().await.map_err(|_| StoreError::Closed)
     }
 
-    /// Notes what was claimed; never lowers it.
+    /// Notes what the chain says is claimed: more than before, or less after a reorganization.
     pub(crate) async fn mark_claimed(&self, channel_id: ChannelId, claimed: Amount) -> Result<(), StoreError> {
         let (done, committed) = oneshot::channel();
         self.reserve().await?.send(Write::Claimed { channel_id, claimed, done });
@@ -188,12 +188,12 @@ impl Store {
     }
 
     /// The receipt that has a channel's total.
-    pub(crate) async fn latest(&self, channel_id: ChannelId) -> Result<Option<SignedReceipt>, StoreError> {
+    pub(crate) async fn latest(&self, channel_id: ChannelId) -> Result<Option<Done>, StoreError> {
         let query = sqlx::query(
             "SELECT r.* FROM receipts r JOIN channels c ON c.latest_request = r.request_hash WHERE c.channel_id = ?",
         );
         let row = query.bind(channel_id.0.as_slice()).fetch_optional(&self.reads).await?;
-        Ok(row.as_ref().map(ReceiptRow::read).transpose()?.map(|row| row.done.receipt))
+        Ok(row.as_ref().map(ReceiptRow::read).transpose()?.map(|row| row.done))
     }
 
     /// How many requests were receipted, and the sum of all channels' totals.

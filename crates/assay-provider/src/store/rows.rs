@@ -49,16 +49,42 @@ impl ChannelRow {
         })
     }
 
+    /// Its id, which the voucher names.
+    pub(crate) fn channel_id(&self) -> ChannelId {
+        self.voucher.voucher.channel_id
+    }
+
     /// Raises voucher and total; `latest` is the receipt that has the total.
     pub(super) async fn write(&self, connection: &mut SqliteConnection, latest: RequestHash) -> Result<(), StoreError> {
+        self.put(connection, latest, "charged_total = excluded.charged_total, latest_request = excluded.latest_request")
+            .await
+    }
+
+    /// As [`Self::write`], for a receipt out of turn: a total that is not higher changes nothing.
+    pub(super) async fn raise(&self, connection: &mut SqliteConnection, latest: RequestHash) -> Result<(), StoreError> {
+        self.put(
+            connection,
+            latest,
+            "latest_request = iif(excluded.charged_total > charged_total, excluded.latest_request, latest_request), \
+             charged_total = max(charged_total, excluded.charged_total)",
+        )
+        .await
+    }
+
+    async fn put(
+        &self,
+        connection: &mut SqliteConnection,
+        latest: RequestHash,
+        totals: &'static str,
+    ) -> Result<(), StoreError> {
         let ChannelRow { config, voucher, charged_total, claimed } = self;
-        sqlx::query(
+        // A text of this file's own constants.
+        sqlx::query(sqlx::AssertSqlSafe(format!(
             "INSERT INTO channels VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
              ON CONFLICT (channel_id) DO UPDATE SET \
              voucher_signature = iif(excluded.ceiling > ceiling, excluded.voucher_signature, voucher_signature), \
-             ceiling = max(ceiling, excluded.ceiling), \
-             charged_total = excluded.charged_total, latest_request = excluded.latest_request",
-        )
+             ceiling = max(ceiling, excluded.ceiling), {totals}",
+        )))
         .bind(voucher.voucher.channel_id.0.as_slice())
         .bind(config.payer.as_slice())
         .bind(config.payer_authorizer.as_slice())
@@ -105,6 +131,19 @@ impl ReceiptRow {
     /// Stores a request's first receipt, or one that follows its checkpoint. Nothing else may replace a receipt: two
     /// for one request and count could be held against the provider.
     pub(super) async fn write(&self, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+        if self.put(connection).await? { Ok(()) } else { Err(StoreError::Superseded(self.request())) }
+    }
+
+    /// As [`Self::write`]; a receipt that can not follow the stored one is left out.
+    pub(super) async fn restore(&self, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+        self.put(connection).await.map(drop)
+    }
+
+    fn request(&self) -> RequestHash {
+        self.done.receipt.receipt.request_hash
+    }
+
+    async fn put(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
         let Done { receipt: SignedReceipt { receipt, signature }, finish } = &self.done;
         let written = sqlx::query(
             "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
@@ -127,7 +166,7 @@ impl ReceiptRow {
         .bind(i64::from(finish.code()))
         .execute(connection)
         .await?;
-        if written.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Superseded(receipt.request_hash)) }
+        Ok(written.rows_affected() == 1)
     }
 }
 

@@ -13,6 +13,8 @@ const GROUP_MAX: usize = 256;
 pub(crate) enum Write {
     /// A receipt, its channel after it and the tokens that it adds.
     Receipt { row: Box<(ReceiptRow, ChannelRow, Spoken)>, done: oneshot::Sender<Result<(), StoreError>> },
+    /// A receipt that was shown and is not in the database, and its channel with at least that total.
+    Restored { row: Box<(ReceiptRow, ChannelRow)>, done: oneshot::Sender<Result<(), StoreError>> },
     /// What is claimed on chain.
     Claimed { channel_id: ChannelId, claimed: Amount, done: oneshot::Sender<Result<(), StoreError>> },
 }
@@ -31,7 +33,7 @@ pub(super) async fn run(pool: SqlitePool, reads: SqlitePool, mut queue: mpsc::Re
             tracing::error!(%error, "receipts can not be stored; this provider serves nothing more until it is restarted");
         }
         for write in group.drain(..) {
-            let (Write::Receipt { done, .. } | Write::Claimed { done, .. }) = write;
+            let (Write::Receipt { done, .. } | Write::Restored { done, .. } | Write::Claimed { done, .. }) = write;
             // Whoever waited may be gone; the write stands.
             let _ = done.send(result.clone());
         }
@@ -62,8 +64,13 @@ async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<(), S
             spoken.write(connection, request).await?;
             channel.write(connection, request).await
         }
+        Write::Restored { row, .. } => {
+            let (receipt, channel) = &**row;
+            receipt.restore(connection).await?;
+            channel.raise(connection, receipt.done.receipt.receipt.request_hash).await
+        }
         Write::Claimed { channel_id, claimed, .. } => {
-            sqlx::query("UPDATE channels SET claimed = max(claimed, ?) WHERE channel_id = ?")
+            sqlx::query("UPDATE channels SET claimed = ? WHERE channel_id = ?")
                 .bind(claimed.0.to_be_bytes().to_vec())
                 .bind(channel_id.0.as_slice())
                 .execute(connection)

@@ -4,7 +4,8 @@ use super::{LONG, MODEL, PRICES, TOKEN, addresses, provider_key};
 use alloy_signer::SignerSync;
 use assay_chain::{NetworkAddresses, PrivateKeySigner};
 use assay_net::{
-    ChannelReport, ClientFrame, Connection, Done, NetError, Open, Pay, ProviderFrame, ReceiptReport, Refused, connect,
+    ChannelReport, ChannelRequest, ClientFrame, Connection, Done, NetError, Open, Pay, ProviderFrame, ReceiptReport,
+    Refused, connect,
 };
 use assay_protocol::{PayerChannel, PayerState, ReceiptExpectation, StreamTerms};
 use assay_types::{
@@ -224,8 +225,14 @@ impl Client {
         }
     }
 
+    /// Shows nothing.
     pub async fn channel_report(&mut self) -> ChannelReport {
-        self.send(ClientFrame::ChannelRequest(self.wallet.channel.config)).await;
+        let request = ChannelRequest { config: self.wallet.channel.config, voucher: None, latest: None };
+        self.show(request).await
+    }
+
+    pub async fn show(&mut self, request: ChannelRequest) -> ChannelReport {
+        self.send(ClientFrame::ChannelRequest(Box::new(request))).await;
         match self.next().await.unwrap() {
             ProviderFrame::Channel(report) => *report,
             other => panic!("unexpected {other:?}"),

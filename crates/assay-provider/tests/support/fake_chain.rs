@@ -40,10 +40,18 @@ impl FakeChain {
         let mut state = self.lock();
         let channel = state.channels.entry(id(config)).or_default();
         channel.state.balance.0 += amount;
+        channel.settled_balance = channel.state.balance;
     }
 
     pub fn initiate_withdraw(&self, config: &ChannelConfig) {
         self.lock().channels.get_mut(&id(config)).unwrap().is_withdrawing = true;
+    }
+
+    /// A reorganization: no claim was ever made.
+    pub fn undo_claims(&self) {
+        let mut state = self.lock();
+        (state.claimed, state.settled) = (Amount::ZERO, Amount::ZERO);
+        state.channels.values_mut().for_each(|channel| channel.state.total_claimed = Amount::ZERO);
     }
 
     pub fn set_down(&self, is_down: bool) {
@@ -127,6 +135,10 @@ impl Chain for FakeChain {
             state.settled = state.claimed;
             due
         })
+    }
+
+    fn claimed(&self) -> Answer<'_, Amount> {
+        self.act(|state| state.claimed)
     }
 
     fn registered(&self) -> Answer<'_, Registered> {

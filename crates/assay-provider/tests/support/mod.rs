@@ -73,6 +73,7 @@ pub fn claims() -> ClaimPolicy {
         interval: Duration::from_secs(3_600),
         threshold: Amount(u128::MAX),
         poll: Duration::from_secs(3_600),
+        settled_after: Duration::from_secs(60),
         shutdown_timeout: LONG,
     }
 }
@@ -83,12 +84,20 @@ pub struct Setup {
     pub limits: Limits,
     pub claims: ClaimPolicy,
     pub engine: EngineOptions,
+    pub accepts_new_database: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let engine = EngineOptions { threads: 1, ..EngineOptions::default() };
-        Self { network: addresses(), stake: Amount(500), limits: limits(), claims: claims(), engine }
+        Self {
+            network: addresses(),
+            stake: Amount(500),
+            limits: limits(),
+            claims: claims(),
+            engine,
+            accepts_new_database: false,
+        }
     }
 }
 
@@ -96,6 +105,7 @@ impl Setup {
     pub async fn start(&self, directory: &Path, chain: Arc<dyn Chain>) -> Result<Provider, StartError> {
         let config = ProviderConfig {
             database: directory.join("provider.sqlite"),
+            accepts_new_database: self.accepts_new_database,
             listen: "127.0.0.1:0".parse().unwrap(),
             endpoint: None,
             signer: provider_key(),

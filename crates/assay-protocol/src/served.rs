@@ -4,14 +4,15 @@
 //! `signed <= paid`, `signed <= sent <= signed + 64`: no token beyond one unpaid chunk is ever sent, and a receipt
 //! covers only tokens that were sent and paid.
 
-use assay_protocol::StreamTerms;
+use crate::StreamTerms;
 use assay_types::{Amount, CHUNK_TOKENS, Finish, TokenId};
 use std::ops::Range;
 
 const CHUNK: usize = CHUNK_TOKENS as usize;
 
-#[derive(Debug)]
-pub(crate) struct ServedStream {
+/// A job on the provider's side. See the module.
+#[derive(Clone, Debug)]
+pub struct ServedStream {
     terms: StreamTerms,
     /// Output tokens that the highest grant pays for.
     paid: usize,
@@ -26,7 +27,7 @@ pub(crate) struct ServedStream {
 
 /// What has to be done next.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Step {
+pub enum Step {
     /// Send these output tokens, then call `on_sent`.
     Send(Range<usize>),
     /// Sign and send a checkpoint for so many output tokens, then call `on_checkpoint`.
@@ -41,7 +42,7 @@ pub(crate) enum Step {
 
 /// What is billed for a stream that does not run to its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Bill {
+pub enum Bill {
     /// A final receipt for so many output tokens.
     Tokens(usize),
     /// The last checkpoint covers everything that can be billed. A second receipt for as many tokens with another
@@ -51,48 +52,67 @@ pub(crate) enum Bill {
 
 impl ServedStream {
     /// A stream with its first grant.
-    pub(crate) fn new(terms: StreamTerms, granted: Amount) -> Self {
+    #[must_use]
+    pub fn new(terms: StreamTerms, granted: Amount) -> Self {
         let mut stream = Self { terms, paid: 0, output: Vec::new(), sent: 0, signed: 0, ended: None };
         stream.on_pay(granted);
         stream
     }
 
-    pub(crate) fn output(&self) -> &[TokenId] {
+    /// Everything that was taken from the engine.
+    #[must_use]
+    pub fn output(&self) -> &[TokenId] {
         &self.output
     }
 
     /// How the engine ended the output, once all of it was taken.
-    pub(crate) fn ended(&self) -> Option<Finish> {
+    #[must_use]
+    pub fn ended(&self) -> Option<Finish> {
         self.ended
     }
 
     /// `granted` is the total for this request.
-    pub(crate) fn on_pay(&mut self, granted: Amount) {
+    pub fn on_pay(&mut self, granted: Amount) {
         let paid = self.terms.paid_tokens(granted).unwrap_or(0);
         self.paid = self.paid.max(usize::try_from(paid).unwrap_or(usize::MAX));
     }
 
-    pub(crate) fn on_token(&mut self, token: TokenId) {
+    /// A further token of the output.
+    ///
+    /// # Panics
+    /// If the output has ended: the engine sends nothing after that.
+    pub fn on_token(&mut self, token: TokenId) {
         assert!(self.ended.is_none(), "the engine sends nothing after the end");
         self.output.push(token);
     }
 
-    pub(crate) fn on_end(&mut self, finish: Finish) {
+    /// The engine has ended the output.
+    pub fn on_end(&mut self, finish: Finish) {
         self.ended = Some(finish);
     }
 
-    pub(crate) fn on_sent(&mut self, tokens: &Range<usize>) {
+    /// What [`Step::Send`] said was done.
+    ///
+    /// # Panics
+    /// If it is another range.
+    pub fn on_sent(&mut self, tokens: &Range<usize>) {
         assert!(tokens.start == self.sent && tokens.end <= self.output.len(), "tokens are sent once, in order");
         self.sent = tokens.end;
     }
 
-    pub(crate) fn on_checkpoint(&mut self, output_tokens: usize) {
+    /// What [`Step::Checkpoint`] said was done.
+    ///
+    /// # Panics
+    /// If it covers what was not sent or not paid.
+    pub fn on_checkpoint(&mut self, output_tokens: usize) {
         assert!(output_tokens <= self.paid && output_tokens <= self.sent, "a receipt covers what was sent and paid");
         self.signed = output_tokens;
     }
 
-    pub(crate) fn next(&self) -> Step {
-        let boundary = self.signed + CHUNK;
+    /// What to do now.
+    #[must_use]
+    pub fn next(&self) -> Step {
+        let boundary = self.signed.saturating_add(CHUNK);
         let sendable = self.output.len().min(boundary);
         if self.sent < sendable {
             return Step::Send(self.sent..sendable);
@@ -109,7 +129,8 @@ impl ServedStream {
     }
 
     /// What to bill if the stream is cut now.
-    pub(crate) fn bill(&self) -> Bill {
+    #[must_use]
+    pub fn bill(&self) -> Bill {
         let billed = self.sent.min(self.paid);
         if self.signed > 0 && billed <= self.signed { Bill::LastCheckpoint } else { Bill::Tokens(billed) }
     }
