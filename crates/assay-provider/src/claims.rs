@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Which channels a run looks at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Scope {
+pub(crate) enum Scope {
     /// All that may have something unclaimed.
     Unclaimed,
     /// Those over the threshold or whose payer withdraws.
@@ -69,7 +69,7 @@ pub(crate) async fn claim_all(ledger: &Ledger) -> Result<Amount, ClaimError> {
 }
 
 /// Asks the chain about the channels in use: deposits change, and a withdrawal has to be noticed within its delay.
-async fn watch(ledger: &Ledger) {
+pub(crate) async fn watch(ledger: &Ledger) {
     for channel in ledger.channels_in_use() {
         if let Err(error) = ledger.refresh(&channel).await {
             tracing::warn!(%error, channel = %channel.terms.id(), "the chain does not say what a channel holds");
@@ -78,7 +78,8 @@ async fn watch(ledger: &Ledger) {
     }
 }
 
-async fn claim(ledger: &Ledger, scope: Scope) -> Result<Amount, ClaimError> {
+/// Claims what `scope` says is due; returns what was transferred to the provider.
+pub(crate) async fn claim(ledger: &Ledger, scope: Scope) -> Result<Amount, ClaimError> {
     let in_use: HashSet<ChannelId> = ledger.channels_in_use().iter().map(|channel| channel.terms.id()).collect();
     let mut rows = Vec::new();
     // A channel that was claimed from just now may have to be claimed from again: its block may be undone.

@@ -60,12 +60,32 @@ pub(crate) struct Ledger {
     /// Requests that are served at this moment, over all channels.
     running: Mutex<HashSet<RequestHash>>,
     lookups: Semaphore,
-    /// What times of looks at the chain are counted from.
-    started: Instant,
+    /// By what times of looks at the chain are counted.
+    pub clock: Clock,
     /// Told when a channel reached the claim threshold.
     pub claim_due: Notify,
     /// A write failed: nothing is signed any more.
     is_broken: AtomicBool,
+}
+
+/// A clock that never goes back.
+#[derive(Debug)]
+pub(crate) enum Clock {
+    /// The machine's.
+    SinceStart(Instant),
+    /// A test's, in seconds.
+    #[cfg(test)]
+    Set(Arc<std::sync::atomic::AtomicU64>),
+}
+
+impl Clock {
+    fn now(&self) -> Duration {
+        match self {
+            Self::SinceStart(start) => start.elapsed(),
+            #[cfg(test)]
+            Self::Set(seconds) => Duration::from_secs(seconds.load(Ordering::Relaxed)),
+        }
+    }
 }
 
 /// One payment channel.
@@ -141,7 +161,7 @@ impl Ledger {
             channels: Mutex::new(channels),
             running: Mutex::new(HashSet::new()),
             lookups: Semaphore::new(LOOKUPS_MAX),
-            started: Instant::now(),
+            clock: Clock::SinceStart(Instant::now()),
             claim_due: Notify::new(),
             is_broken: AtomicBool::new(false),
         })
@@ -175,6 +195,21 @@ impl Ledger {
         drop(book);
         opened.map_err(|e| Refused::new(RefusedCode::NotCovered, e))?;
         Ok(stream)
+    }
+
+    /// What is said about a job that is not served for `why`. One that was sent twice, because its first connection broke,
+    /// may have been charged for the first time: then that is said, whatever is wrong with it by now, so that its payer
+    /// asks for the receipt before it frees what it held back.
+    pub async fn refuse(&self, request: RequestHash, why: Refused) -> Refused {
+        match self.receipt_report(request).await {
+            Ok(ReceiptReport { is_running: false, last: None }) => why,
+            Ok(_) => Refused::new(RefusedCode::Duplicate, "this request is being served, or was"),
+            Err(error) => {
+                tracing::error!(%error, "receipts can not be read");
+                // The payer closes the connection and asks later.
+                Refused::new(RefusedCode::Duplicate, "the provider's database failed")
+            }
+        }
     }
 
     /// What a payer may know; takes over first what the payer shows and this provider has forgotten.
@@ -253,14 +288,14 @@ impl Ledger {
     /// Channels that have to be watched: something runs on them, or is not claimed for good.
     pub fn channels_in_use(&self) -> Vec<Arc<Channel>> {
         let channels: Vec<_> = lock(&self.channels).values().cloned().collect();
-        let (now, settled_after) = (self.started.elapsed(), self.policy.settled_after);
+        let (now, settled_after) = (self.clock.now(), self.policy.settled_after);
         channels.into_iter().filter(|channel| channel.is_in_use(now, settled_after)).collect()
     }
 
     /// Asks the chain about a channel and notes the answer; `true` if its payer is withdrawing.
     pub async fn refresh(&self, channel: &Channel) -> Result<bool, assay_chain::ChainError> {
         let found = self.chain.channel(channel.terms.id()).await?;
-        channel.on_chain(self.started.elapsed(), &found);
+        channel.on_chain(self.clock.now(), &found);
         Ok(found.is_withdrawing)
     }
 
@@ -269,7 +304,7 @@ impl Ledger {
         self.store.mark_claimed(channel_id, found.state.total_claimed).await?;
         let channel = lock(&self.channels).get(&channel_id).cloned();
         if let Some(channel) = channel {
-            channel.on_chain(self.started.elapsed(), found);
+            channel.on_chain(self.clock.now(), found);
         }
         Ok(())
     }
@@ -320,7 +355,7 @@ impl Ledger {
     async fn channel(&self, terms: ChannelTerms, ceiling: Amount) -> Result<Arc<Channel>, Refused> {
         let known = lock(&self.channels).get(&terms.id()).cloned();
         if let Some(channel) = &known
-            && !channel.needs_lookup(self.started.elapsed(), ceiling, self.policy.lookup_pause)
+            && !channel.needs_lookup(self.clock.now(), ceiling, self.policy.lookup_pause)
         {
             return Ok(Arc::clone(channel));
         }
@@ -342,7 +377,7 @@ impl Ledger {
             let book = Book { money, watch: ReceiverWatch::default() };
             Arc::new(Channel { terms, book: Mutex::new(book) })
         });
-        channel.on_chain(self.started.elapsed(), &found);
+        channel.on_chain(self.clock.now(), &found);
         Ok(Arc::clone(channel))
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! connection (serve) --admit--> ledger (channels, receipts) --writer--> disk --claims--> chain
 //!        |                         ^
-//!        +--- engine --tokens--> stream (what may be sent, when to sign)
+//!        +--- engine --tokens--> assay_protocol::ServedStream (what may be sent, when to sign)
 //! ```
 //!
 //! Owns the money and the promises of one provider: a receipt is on the disk before it is sent, a claim is never above
@@ -15,6 +15,8 @@ mod claims;
 mod config;
 mod defence;
 mod ledger;
+#[cfg(test)]
+mod lives;
 mod offer;
 mod provider;
 mod serve;

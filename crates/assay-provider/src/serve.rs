@@ -177,6 +177,7 @@ impl Service {
         let mut running = match self.admit(&open).await {
             Ok(running) => running,
             Err(refused) => {
+                let refused = self.ledger.refuse(open.job.request_hash(), refused).await;
                 tracing::debug!(code = ?refused.code, message = refused.message, "a job was refused");
                 return connection.sender.send(&ProviderFrame::Refused(refused)).await;
             }

@@ -226,6 +226,10 @@ async fn a_client_that_leaves_finds_its_receipt_later() {
     let mut again = client.open_frame(&job(400));
     again.job = opened.job.clone();
     assert_eq!(client.refused(again).await.code, RefusedCode::Duplicate);
+    // And that is what is said, whatever else is wrong: else its payer would take it for not charged.
+    let mut again = client.open_frame(&job(400));
+    (again.job, again.grant) = (opened.job.clone(), Amount::ZERO);
+    assert_eq!(client.refused(again).await.code, RefusedCode::Duplicate);
 }
 
 #[tokio::test]
