@@ -14,6 +14,7 @@ mod chain;
 mod claims;
 mod config;
 mod defence;
+mod earnings;
 mod ledger;
 #[cfg(test)]
 mod lives;
@@ -25,5 +26,6 @@ mod store;
 pub use chain::{Answer, Chain, ChannelOnChain, Registered};
 pub use config::{ClaimPolicy, Limits, ProviderConfig, ServedModel};
 pub use defence::{DefenceOptions, Tracer};
+pub use earnings::{ChannelEarnings, ModelEarnings, earnings};
 pub use provider::{Farewell, Provider, ProviderStats, StartError};
 pub use store::{StoreError, Transcript};

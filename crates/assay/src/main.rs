@@ -11,6 +11,7 @@ mod demo;
 mod dispute;
 mod disputes;
 mod doctor;
+mod earnings;
 mod embed;
 mod import;
 mod inventory;
@@ -21,6 +22,7 @@ mod models;
 mod prosecutor;
 mod provide;
 mod ps;
+mod receipts;
 mod referee;
 mod run;
 mod shipped;
@@ -78,6 +80,12 @@ enum Command {
     Audit(audit::AuditArgs),
     /// One provider, from a configuration file
     Provide(provide::ProvideArgs),
+    /// The receipts of a period, to keep or to check
+    Receipts(receipts::ReceiptsArgs),
+    /// What the providers on this machine have earned: claimed, claimable, in flight
+    Earnings(earnings::EarningsArgs),
+    /// Claims what the providers on this machine have earned and sends it to an address
+    Withdraw(earnings::WithdrawArgs),
     /// A network of its own on this machine that shows what happens to a cheat
     Demo(demo::DemoArgs),
     /// Takes the provider of a wrong answer to court, and plays until it is judged
@@ -107,6 +115,9 @@ fn main() -> ExitCode {
         Command::Logs(args) => ps::logs(&args),
         Command::Audit(args) => audit::run(args),
         Command::Provide(args) => provide::run(&args),
+        Command::Receipts(args) => receipts::run(&args),
+        Command::Earnings(args) => earnings::run(&args),
+        Command::Withdraw(args) => earnings::withdraw(&args),
         Command::Demo(args) => demo::run(args),
         Command::Dispute(args) => return dispute::run(&args),
         Command::Disputes(args) => disputes::run(&args),

@@ -26,6 +26,28 @@ pub fn rfc3339(unix_seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// `2026-11-20` or `2026-11-20T15:04:05Z`, in seconds since the Unix epoch.
+pub fn moment(text: &str) -> anyhow::Result<u64> {
+    let bad = || format!("{text:?} is no day or moment in UTC, as in 2026-11-20 or 2026-11-20T15:04:05Z");
+    let whole = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    let number = |range: std::ops::Range<usize>| -> Option<u64> {
+        let digits = whole.get(range)?;
+        if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
+    };
+    let seconds = (|| {
+        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+        // The inverse of what `rfc3339` does.
+        let shifted = if month > 2 { year } else { year.checked_sub(1)? };
+        let (era, of_era) = (shifted / 400, shifted % 400);
+        let month_from_march = (month + 9) % 12;
+        let of_year = (153 * month_from_march + 2) / 5 + day.checked_sub(1)?;
+        let days = (era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year).checked_sub(719_468)?;
+        Some(days * DAY_S + number(11..13)? * 3600 + number(14..16)? * 60 + number(17..19)?)
+    })();
+    // What is written back differently was no date: 30 February, hour 24, other separators.
+    seconds.filter(|&seconds| rfc3339(seconds) == whole).with_context(bad)
+}
+
 /// `90s`, `15m`, `12h`, `30d` or `8w`, in seconds.
 pub fn duration(text: &str) -> anyhow::Result<u64> {
     let unit = text.chars().last().context("a duration is a number and s, m, h, d or w")?;
@@ -57,6 +79,19 @@ mod tests {
         check(951_868_800, "2000-03-01T00:00:00Z");
         check(1_798_761_599, "2026-12-31T23:59:59Z");
         check(4_107_542_400, "2100-03-01T00:00:00Z");
+    }
+
+    #[test]
+    fn dates_are_seconds() {
+        for seconds in [0, 951_782_399, 951_782_400, 951_868_800, 1_798_761_599, 4_107_542_400] {
+            assert_eq!(moment(&rfc3339(seconds)).unwrap(), seconds);
+        }
+        assert_eq!(moment("2000-02-29").unwrap(), 951_782_400);
+        let bad =
+            ["", "2000", "2001-02-29", "2000-13-01", "2000-00-01", "2000-01-00", "1969-12-31", "2000-01-01T24:00:00Z"];
+        for bad in bad.into_iter().chain(["2000-01-01 00:00:00", "2000-01-01T00:00:00", "+000-01-01", "2000-01-0ä"]) {
+            assert!(moment(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

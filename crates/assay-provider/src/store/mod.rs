@@ -4,6 +4,7 @@
 //! in the order in which it was queued, and answers after the commit. So what is durable is always a prefix of what
 //! was signed, and a channel's total is the sum of its receipts at any moment of a crash.
 
+pub(crate) mod read;
 mod rows;
 mod transcripts;
 mod writer;

@@ -196,7 +196,7 @@ fn bytes<const N: usize>(row: &SqliteRow, column: &'static str) -> Result<[u8; N
     blob.try_into().map_err(|_| StoreError::BadRow(column))
 }
 
-fn hash(row: &SqliteRow, column: &'static str) -> Result<B256, StoreError> {
+pub(super) fn hash(row: &SqliteRow, column: &'static str) -> Result<B256, StoreError> {
     bytes(row, column).map(B256::from)
 }
 
@@ -204,10 +204,10 @@ fn address(row: &SqliteRow, column: &'static str) -> Result<Address, StoreError>
     bytes(row, column).map(Address::from)
 }
 
-fn amount(row: &SqliteRow, column: &'static str) -> Result<Amount, StoreError> {
+pub(super) fn amount(row: &SqliteRow, column: &'static str) -> Result<Amount, StoreError> {
     bytes(row, column).map(|bytes| Amount(u128::from_be_bytes(bytes)))
 }
 
-fn number(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
+pub(super) fn number(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
     Ok(row.try_get::<i64, _>(column)?.cast_unsigned())
 }

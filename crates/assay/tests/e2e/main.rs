@@ -2,6 +2,7 @@
 
 mod cli;
 mod court;
+mod earnings;
 mod keys;
 mod machine;
 mod network;
