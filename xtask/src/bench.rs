@@ -16,6 +16,8 @@ const BENCHES: &[(&str, &str)] = &[
     ("load", "bench/load.py"),
     ("embeddings", "bench/embeddings.py"),
     ("chain", "bench/chain.py"),
+    ("audit", "bench/audit.py"),
+    ("tolerant", "bench/tolerant.py"),
 ];
 
 /// Runs the named benchmarks, or all of them. Arguments from the first option on go to the script, of which there must
@@ -39,6 +41,7 @@ pub fn run(args: &[&str]) -> anyhow::Result<()> {
                 "chain" => "python3".into(),
                 // With every package pinned: one of them asks for gigabytes that its weights do not need.
                 "embeddings" => python_with(&root().join("bench/encoder"), &["--no-deps"])?,
+                "tolerant" => python(&root().join("bench/tolerant"))?,
                 _ => python(&root().join("bench"))?,
             };
             shell::run(

@@ -18,7 +18,7 @@ const HELP: &str = "cargo xtask COMMAND
                     what strangers write, mutated: gguf, safetensors, tokenizer, template, model, wire, request
                     (all of them without TARGET, a minute each without a bound)
   bench [NAME ...]  measurements against peers, interleaved: engine, latency, faithful, gateway, load, embeddings,
-                    chain (all without NAME); results go to bench/record/; options after one NAME are those of its
+                    chain, audit, tolerant (all without NAME); results go to bench/record/; options after one NAME are those of its
                     script (--help)
 ";
 

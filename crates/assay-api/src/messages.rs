@@ -440,7 +440,8 @@ mod tests {
     #[test]
     fn blocks_are_opened_and_closed_in_turn() {
         let head = Head { id: "msg_1".into(), created: 0, model: "m".into(), system_fingerprint: "f".into() };
-        let assay = AssayInfo { receipt: Default::default(), receipts: vec![], providers: vec![], cost: None, seed: 0 };
+        let (receipt, class) = (Default::default(), assay_types::Class::Exact);
+        let assay = AssayInfo { receipt, receipts: vec![], providers: vec![], cost: None, seed: 0, class };
         let mut stream = MessageStream::new(head, 7);
         let mut bytes = stream.start(&assay);
         bytes.extend(stream.text("a"));

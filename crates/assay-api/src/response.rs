@@ -52,6 +52,8 @@ pub struct AssayInfo {
     pub cost: Option<Amount>,
     /// Seed that was used; with it the request can be repeated.
     pub seed: u64,
+    /// Whether the answer can be re-derived.
+    pub class: assay_types::Class,
 }
 
 /// One whole answer.
@@ -277,12 +279,20 @@ pub struct ModelCard {
     pub context_length: u32,
     /// Id on the network: hash of the manifest.
     pub model_id: assay_types::ModelId,
+    /// What can be said of its answers afterwards.
+    pub class: assay_types::Class,
 }
 
 impl ModelCard {
     /// From what differs between models.
     #[must_use]
-    pub fn new(id: String, created: u64, context_length: u32, model_id: assay_types::ModelId) -> Self {
-        Self { id, object: "model".into(), created, owned_by: "assay".into(), context_length, model_id }
+    pub fn new(
+        id: String,
+        created: u64,
+        context_length: u32,
+        model_id: assay_types::ModelId,
+        class: assay_types::Class,
+    ) -> Self {
+        Self { id, object: "model".into(), created, owned_by: "assay".into(), context_length, model_id, class }
     }
 }

@@ -520,7 +520,8 @@ mod tests {
     #[test]
     fn events_are_numbered_and_the_last_one_has_everything() {
         let head = Head { id: "resp_1".into(), created: 5, model: "m".into(), system_fingerprint: "f".into() };
-        let assay = AssayInfo { receipt: Default::default(), receipts: vec![], providers: vec![], cost: None, seed: 0 };
+        let (receipt, class) = (Default::default(), assay_types::Class::Exact);
+        let assay = AssayInfo { receipt, receipts: vec![], providers: vec![], cost: None, seed: 0, class };
         let echo = parse(json!({})).unwrap().echo;
         let mut stream = ResponseStream::new(head, echo);
         let mut bytes = stream.start(&assay);

@@ -243,6 +243,7 @@ mod tests {
             providers: vec![ProviderId::default()],
             cost: Some(Amount(12)),
             seed: 3,
+            class: assay_types::Class::Exact,
         }
     }
 
@@ -266,7 +267,7 @@ mod tests {
             [json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 17, "model": "tiny \"q\"",
                 "system_fingerprint": "canonical-1:0x01", "choices": [{"index": 0, "logprobs": null,
                 "delta": {"role": "assistant", "content": ""}, "finish_reason": null}],
-                "assay": {"receipt": format!("0x{}", "01".repeat(32)), "seed": 3,
+                "assay": {"receipt": format!("0x{}", "01".repeat(32)), "seed": 3, "class": "exact",
                     "providers": ["0x0000000000000000000000000000000000000000"]}})]
         );
         let text = events(&encoder.text(3, "a\n\n\"\u{1}é", None));

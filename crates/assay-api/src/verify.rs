@@ -14,13 +14,15 @@ pub enum Verify {
     Exact,
     /// Nobody else sees it.
     None,
+    /// Providers of class tolerant may answer, too: with engines of their own, whose tokens nobody can re-derive.
+    Tolerant,
     /// So many providers answer, and have to agree in every token.
     Redundant(u32),
 }
 
 /// Reads the object; what it does not know goes to `ignored`.
 pub(crate) fn verify(fields: &mut Fields<'_>, ignored: &mut Vec<String>) -> Result<Verify, RequestError> {
-    const EXPECTED: &str = "expected \"exact\", \"none\" or {\"redundant\": a number from 2 to 8}";
+    const EXPECTED: &str = "expected \"exact\", \"tolerant\", \"none\" or {\"redundant\": a number from 2 to 8}";
     let Some(field) = fields.take("assay") else { return Ok(Verify::default()) };
     let mut inner = field.object()?;
     let verify = match inner.take("verify") {
@@ -28,6 +30,7 @@ pub(crate) fn verify(fields: &mut Fields<'_>, ignored: &mut Vec<String>) -> Resu
         Some(field) if field.is_string() => match field.string()?.as_str() {
             "exact" => Verify::Exact,
             "none" => Verify::None,
+            "tolerant" => Verify::Tolerant,
             _ => return Err(field.refuse(EXPECTED)),
         },
         Some(field) => {

@@ -41,5 +41,5 @@ pub use kv::{KvPool, KvSeq, KvShape};
 pub use model::{CONTEXT_MAX_DEFAULT, LoadError, LoadOptions, Model};
 pub use need::MemoryNeed;
 pub use prefix::{Payer, PrefixCache};
-pub use replay::{Replay, ReplayError, chooser, replay, replay_watched, score};
+pub use replay::{Replay, ReplayError, chooser, replay, replay_watched, score, watch};
 pub use sequence::{EngineEvent, JobFailure, SinkState, TokenSink};

@@ -156,6 +156,30 @@ pub fn score(
     Ok(scores)
 }
 
+/// Shows `visit` the logits before each token of `output`, the tokens after the job's prefix, which are taken as they are:
+/// for whoever compares another engine's tokens with this one's.
+///
+/// # Errors
+/// As [`score`].
+pub fn watch(
+    model: &Model,
+    runner: &mut Runner,
+    job: &Job,
+    output: &[TokenId],
+    visit: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), ReplayError> {
+    let limits = job_limits(model);
+    job.validate(&limits)?;
+    if let Some(&token) = output.iter().find(|token| **token >= limits.vocab_size) {
+        return Err(JobError::TokenOutOfRange { token, vocab_size: limits.vocab_size }.into());
+    }
+    for_each_row(model, runner, job, output, |index, row| {
+        visit(index, row);
+        Ok(None::<()>)
+    })?;
+    Ok(())
+}
+
 /// The sampler of `job` by itself, for whoever has the logits: called with the index of each token of `output` (the tokens
 /// after the job's prefix) and its logits, in order, it gives the token that the job takes there, and then goes on with the
 /// one that the output has. `None` if there is none to take: a value is not finite, or the grammar allows no token.

@@ -17,7 +17,7 @@ use assay_api::{
     ToolCall, Tooling, Usage, Verify,
 };
 use assay_gguf::ToolStyle;
-use assay_types::{Amount, B256, Job, ProviderId, RequestHash, TokenId, choice_seed};
+use assay_types::{Amount, B256, Class, Job, ProviderId, RequestHash, TokenId, choice_seed};
 use axum::body::{Body, Bytes};
 use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderName, HeaderValue, Response};
@@ -55,6 +55,7 @@ struct Frame {
     /// Receipt and seed of each choice.
     choices: Vec<(RequestHash, u64)>,
     has_logprobs: bool,
+    class: Class,
     /// Receipts of all who gave a redundant answer; else empty.
     agreed: Vec<RequestHash>,
     /// Completions have them in another form than chats.
@@ -95,6 +96,7 @@ pub(crate) async fn answer(inner: &Arc<Inner>, ask: Ask) -> Reply {
         prompt_tokens: job.prompt.len() as u64,
         choices: Vec::with_capacity(jobs.len()),
         has_logprobs: job.logprobs.is_some(),
+        class: ask.model.class(),
         agreed: Vec::new(),
         is_completion: dialect == Dialect::Completion,
         warnings: ask.options.warnings,
@@ -110,7 +112,9 @@ pub(crate) async fn answer(inner: &Arc<Inner>, ask: Ask) -> Reply {
         frame.choices.push((id, job.sampling.seed));
         finders.push(finder(&id));
         inner.metrics.tokens_prompt.inc_by(frame.prompt_tokens);
-        let entry = inner.running.enter(id, ask.account.id, &frame.head.model, frame.prompt_tokens);
+        // An operator sees the class, however it was asked for.
+        let shown = if frame.class == Class::Tolerant { &ask.model.name } else { &frame.head.model };
+        let entry = inner.running.enter(id, ask.account.id, shown, frame.prompt_tokens);
         let (only, ignore) = (ask.options.only.clone(), ask.options.ignore.clone());
         let wishes = ask.options.wishes.clone();
         let is_audited = ask.options.verify != Verify::None;
@@ -121,7 +125,7 @@ pub(crate) async fn answer(inner: &Arc<Inner>, ask: Ask) -> Reply {
                 let first = Some((hold, entry));
                 Work::Redundant(Box::new(Plan { needed, job, model, account, first, only, ignore, wishes }), out)
             }
-            Verify::Exact | Verify::None => {
+            Verify::Exact | Verify::Tolerant | Verify::None => {
                 let ticket = Ticket { id, job, model, hold, entry, only, ignore, wishes, is_audited, seal: None };
                 Work::Flight(Box::new(Flight::new(Arc::clone(inner), ticket, out)))
             }
@@ -203,7 +207,7 @@ impl Frame {
     /// Of one choice.
     fn assay(&self, choice: u32, providers: Vec<ProviderId>, cost: Option<Amount>) -> AssayInfo {
         let (receipt, seed) = self.choices.get(choice as usize).copied().unwrap_or_default();
-        AssayInfo { receipt, receipts: self.agreed.clone(), providers, cost, seed }
+        AssayInfo { receipt, receipts: self.agreed.clone(), providers, cost, seed, class: self.class }
     }
 
     /// The answer is another's than that of the job which was sent first.

@@ -8,7 +8,7 @@ use crate::error::GatewayError;
 use crate::gateway::Inner;
 use crate::http::{Reply, Shared, authorize, finish, json, typed};
 use assay_protocol::{Deed, Event};
-use assay_types::{AuditCommit, AuditLease, AuditProof, B256, ProviderId, RequestHash};
+use assay_types::{AuditCommit, AuditLease, AuditProof, B256, ModelId, Offer, ProviderId, RequestHash};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -77,6 +77,8 @@ async fn beacon(State(inner): Shared) -> Response<Body> {
 
 /// Audits that are shown.
 const RECORDS_SHOWN: u32 = 100;
+/// Models of one provider that are shown.
+const MODELS_SHOWN: usize = 16;
 
 async fn providers(State(inner): Shared, headers: HeaderMap) -> Response<Body> {
     let reply = authorize(&inner, &headers).map(|_| json(&all_providers(&inner)));
@@ -101,10 +103,14 @@ pub(crate) fn all_providers(inner: &Inner) -> Value {
     let one = |id: ProviderId| {
         let standing = standings.show(id);
         let parts = standing.components;
+        let (comparing_tokens, comparing_odd) = inner.comparing.so_far(id);
         json!({
             "id": id, "ready": ready.contains(&id), "score_ppm": parts.score_ppm, "floor_ppm": parts.floor_ppm,
             "earned_ppm": parts.earned_ppm, "offences_ppm": parts.offences_ppm, "convictions": parts.convictions,
             "proven_fees": parts.proven_fees, "proven_tokens": parts.proven_tokens,
+            "matched_tokens": parts.matched_tokens, "deviations_ppm": parts.deviations_ppm,
+            "comparing": {"tokens": comparing_tokens, "odd": comparing_odd},
+            "offer": inner.directory.offer(id).map(|offer| offered(inner, &offer)),
             "audit_rate_ppm": inner.auditing.rate_ppm(parts.proven_tokens),
             "events": standing.events.iter().rev().map(event).collect::<Vec<_>>(),
         })
@@ -112,15 +118,47 @@ pub(crate) fn all_providers(inner: &Inner) -> Value {
     json!({"object": "list", "data": ids.into_iter().map(one).collect::<Vec<_>>()})
 }
 
+/// What a provider offers right now.
+fn offered(inner: &Inner, offer: &Offer) -> Value {
+    let class = |id: ModelId| {
+        let known = inner.models.iter().chain(&inner.tolerant).find(|model| model.model_id == id);
+        known.map(|model| model.class())
+    };
+    let models = offer.models.iter().take(MODELS_SHOWN).map(|model| {
+        json!({
+            "name": model.name, "model_id": model.model_id, "class": class(model.model_id),
+            "context_length": model.context_length, "input_per_million": model.prices.input_per_million,
+            "output_per_million": model.prices.output_per_million,
+        })
+    });
+    json!({
+        "models": models.collect::<Vec<_>>(), "capacity": offer.capacity, "running": offer.running,
+        "queued": offer.queued, "draining": offer.draining,
+    })
+}
+
 fn event((event, receipt): &(Event, Option<RequestHash>)) -> Value {
     let (deed, tokens, fees) = match event.deed {
         Deed::Proven { tokens, fees } => ("proven", Some(tokens), Some(fees)),
+        Deed::Matched { tokens, fees, .. } => ("matched", Some(tokens), Some(fees)),
+        Deed::Deviated { tokens, .. } => ("deviated", Some(tokens), None),
+        Deed::Answered { tokens, .. } => ("answered", Some(tokens), None),
+        Deed::Silent => ("silent", None, None),
         Deed::Abandoned => ("abandoned", None, None),
         Deed::Withheld => ("withheld", None, None),
         Deed::Accused => ("accused", None, None),
         Deed::Convicted => ("convicted", None, None),
     };
-    json!({"at": event.at, "deed": deed, "tokens": tokens, "fees": fees, "receipt": receipt})
+    let mut line = json!({"at": event.at, "deed": deed, "tokens": tokens, "fees": fees, "receipt": receipt});
+    match event.deed {
+        Deed::Matched { odd, .. } | Deed::Deviated { odd, .. } => line["odd"] = odd.into(),
+        Deed::Answered { first_millis, millis, .. } => {
+            line["first_millis"] = first_millis.into();
+            line["millis"] = millis.into();
+        }
+        _ => {}
+    }
+    line
 }
 
 /// The latest audits, how many answers wait, and what every auditor has done and earned.

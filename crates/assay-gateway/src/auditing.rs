@@ -13,10 +13,10 @@ use crate::standing::Standings;
 use crate::store::{AuditRow, DrawRow, Store, StoreError, StoredReceipt};
 use assay_protocol::{
     AuditOutcome, AuditPolicy, AuditTerms, AuditorAccount, Beacons, Decoy, Deed, ProofFault, Report, ReputationPolicy,
-    check_proof, is_drawn, judge,
+    Sign, check_proof, is_drawn, judge,
 };
 use assay_types::{
-    Address, AuditBeacon, AuditCommit, AuditEnd, AuditLease, AuditProof, AuditReply, AuditTask, B256, Finish,
+    Address, AuditBeacon, AuditCommit, AuditEnd, AuditLease, AuditProof, AuditReply, AuditTask, B256, Class, Finish,
     ProviderId, ReceiptFile, ReceiptPart, RequestHash, SignatureError, SigningDomain, audit_draw, first_u64,
     proof_digest, proof_positions,
 };
@@ -55,6 +55,8 @@ pub struct AuditConfig {
     pub epoch: Duration,
     /// How long an auditor may take for a task.
     pub lease: Duration,
+    /// Mean time between two challenges of one provider; zero: there are none.
+    pub challenge: Duration,
 }
 
 impl Default for AuditConfig {
@@ -68,6 +70,7 @@ impl Default for AuditConfig {
             referee: None,
             epoch: Duration::from_secs(30),
             lease: Duration::from_secs(120),
+            challenge: Duration::ZERO,
         }
     }
 }
@@ -233,6 +236,20 @@ impl Auditing {
         }
     }
 
+    /// An answer is audited whatever would be drawn.
+    pub(crate) async fn demand(&self, id: RequestHash) {
+        if self.config.auditors.is_empty() {
+            return;
+        }
+        let draw = {
+            let draws = self.draws();
+            DrawRow { anchor: draws.beacons.anchor(), epoch: draws.beacons.epoch(), rate_ppm: 1_000_000 }
+        };
+        if let Err(error) = self.queue(id, draw).await {
+            tracing::error!(receipt = %id, %error, "the answer to a challenge is not audited");
+        }
+    }
+
     async fn queue(&self, receipt_id: RequestHash, draw: DrawRow) -> Result<(), AuditError> {
         {
             let mut state = self.state();
@@ -299,6 +316,9 @@ impl Auditing {
         let number = u32::try_from((u128::from(first_u64(&draw)) * u128::from(count)) >> 64).unwrap_or(0);
         let Some(receipt_id) = self.store.nth_latest_receipt(number).await? else { return Ok(None) };
         let Some(stored) = self.store.receipt(receipt_id).await? else { return Ok(None) };
+        if stored.manifest.class() != Some(Class::Exact) {
+            return Ok(None);
+        }
         let mut task = task_of(random()?, stored);
         let Some(decoy) = Decoy::plant(random()?, &mut task.output) else { return Ok(None) };
         let nothing = DrawRow { anchor: B256::ZERO, epoch: 0, rate_ppm: 0 };
@@ -457,6 +477,29 @@ impl Auditing {
         }
     }
 
+    /// Whether answers can be compared here.
+    pub(crate) fn has_referee(&self) -> bool {
+        self.config.referee.is_some()
+    }
+
+    /// What each token of an answer of class tolerant is a sign of; `None` if there is no referee or it cannot.
+    pub(crate) async fn compare(&self, task: &AuditTask) -> Option<Vec<Sign>> {
+        let referee = Arc::clone(self.config.referee.as_ref()?);
+        let _turn = self.referee.lock().await;
+        let task = task.clone();
+        match tokio::task::spawn_blocking(move || referee.compare(&task)).await {
+            Ok(Ok(signs)) => Some(signs),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "an answer could not be compared");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "a comparison died");
+                None
+            }
+        }
+    }
+
     /// A replay has shown that the token at `first_wrong` is wrong: its signer gets nothing any more, and the receipt
     /// goes to whoever takes it to court.
     pub(crate) async fn convict(&self, file: &ReceiptFile, first_wrong: u32) -> Result<(), AuditError> {
@@ -539,6 +582,11 @@ impl Auditing {
     /// Share of a provider's answers that is audited now, in millionths; 0 if nobody audits.
     pub(crate) fn rate_ppm(&self, proven_tokens: u64) -> u32 {
         if self.config.auditors.is_empty() { 0 } else { self.config.policy.rate_ppm(proven_tokens) }
+    }
+
+    /// Share of answers that is looked at after so many tokens were found right, in millionths.
+    pub(crate) fn rate_of(&self, tokens: u64) -> u32 {
+        self.config.policy.rate_ppm(tokens)
     }
 
     fn account(&self, auditor: Address) -> AuditorAccount {

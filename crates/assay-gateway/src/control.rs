@@ -2,6 +2,7 @@
 //!
 //! Keys are made and revoked in the database, by whoever may write it; here the gateway is told to read them at once.
 
+use crate::audit_http::all_providers;
 use crate::error::GatewayError;
 use crate::gateway::Inner;
 use crate::http::{json, typed};
@@ -52,6 +53,7 @@ impl Control {
         let router = Router::new()
             .route("/keys/reload", post(reload))
             .route("/running", get(running))
+            .route("/providers", get(providers))
             .route("/log", get(log))
             .with_state(inner);
         let mut commands = JoinSet::new();
@@ -86,6 +88,10 @@ async fn reload(State(inner): State<Arc<Inner>>) -> Response<Body> {
 
 async fn running(State(inner): State<Arc<Inner>>) -> Response<Body> {
     json(&inner.running.list())
+}
+
+async fn providers(State(inner): State<Arc<Inner>>) -> Response<Body> {
+    json(&all_providers(&inner))
 }
 
 /// `/log?N`: the last `N` lines; `/log?N,follow`: and those to come.

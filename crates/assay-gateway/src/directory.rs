@@ -89,6 +89,12 @@ impl Directory {
         self.listings.load().iter().map(|listing| listing.peer.id).collect()
     }
 
+    /// The latest offer of a provider that has a fresh one.
+    pub(crate) fn offer(&self, id: ProviderId) -> Option<Arc<Offer>> {
+        let listings = self.listings.load();
+        listings.iter().find(|listing| listing.peer.id == id).map(|listing| Arc::clone(&listing.offer))
+    }
+
     /// Whether somebody takes requests for this model.
     pub(crate) fn serves(&self, model: ModelId) -> bool {
         self.listings.load().iter().any(|listing| self.is_open(listing) && context(&listing.offer, model).is_some())
@@ -132,7 +138,10 @@ impl Directory {
         });
         chosen.ok_or_else(|| {
             let needed = wish.input_tokens.saturating_add(wish.max_tokens);
+            // Who is shut out offers in vain.
+            let is_trusted = |candidate: &Candidate| candidate.reputation_ppm > 0;
             match snapshot.providers.iter().map(|candidate| candidate.context_length).max() {
+                Some(_) if !snapshot.providers.iter().any(is_trusted) => Nobody::Offers,
                 None if listings.iter().any(|listing| context(&listing.offer, wish.model).is_some()) => {
                     Nobody::IsWanted
                 }

@@ -100,6 +100,12 @@ pub enum GatewayError {
     /// Nobody offers the model at the moment.
     #[error("no provider offers this model at the moment; try again shortly")]
     NoProvider,
+    /// Whoever offers the model runs an engine of its own, which the caller did not allow.
+    #[error(
+        "only providers of class tolerant, whose answers cannot be re-derived, serve this model; allow them with \
+         \"assay\": {{\"verify\": \"tolerant\"}} or with :tolerant behind the model's name"
+    )]
+    OnlyTolerant,
     /// The request's own wishes leave nobody of those who offer the model.
     #[error("of the providers of this model the request's 'provider' object allows none; see GET /v1/providers")]
     NoneWanted,

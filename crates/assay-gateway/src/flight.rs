@@ -21,7 +21,7 @@ use assay_api::{OutputLogprob, Wishes};
 use assay_gguf::{OutputLimits, OutputText};
 use assay_net::{ClientFrame, Done, NetError, Open, Pay, Pooled, ProviderFrame, RefusedCode};
 use assay_protocol::{Deed, RoundError};
-use assay_types::{Amount, B256, Finish, Job, Prices, ProviderId, RequestHash, TokenId, TokenLogprobs};
+use assay_types::{Amount, B256, Class, Finish, Job, Prices, ProviderId, RequestHash, TokenId, TokenLogprobs};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -289,7 +289,10 @@ impl Flight {
         // A client that has left does not need it.
         let _ = self.out.send(last, self.inner.timeouts.client_write).await;
         if is_stored && self.ticket.is_audited {
-            self.inner.auditing.on_answer(id, nonce, self.answer.parts()).await;
+            match self.ticket.model.class() {
+                Class::Exact => self.inner.auditing.on_answer(id, nonce, self.answer.parts()).await,
+                Class::Tolerant => self.inner.comparing.on_answer(id, self.answer.parts()),
+            }
         }
     }
 
@@ -380,6 +383,11 @@ impl Flight {
                     Landing::Failed(GatewayError::ShuttingDown)
                 };
             }
+            // Another engine that is not canonical would go on with another text.
+            if self.has_started && self.ticket.model.class() == Class::Tolerant {
+                let loss = last_loss.unwrap_or_else(|| "its provider was lost".into());
+                return Landing::Failed(GatewayError::BrokenOff(loss));
+            }
             let metrics = &self.inner.metrics;
             if self.has_started {
                 metrics.failovers.inc()
@@ -424,6 +432,7 @@ impl Flight {
         match (nobody, last_loss) {
             (_, Some(_)) if only_busy => GatewayError::Busy,
             (_, Some(loss)) => GatewayError::Providers(loss),
+            (Nobody::Offers, None) if self.is_served_tolerantly() => GatewayError::OnlyTolerant,
             (Nobody::Offers, None) => GatewayError::NoProvider,
             (Nobody::IsWanted, None) => GatewayError::NoneWanted,
             (Nobody::HasRoom, None) => GatewayError::Busy,
@@ -433,6 +442,14 @@ impl Flight {
                 GatewayError::ContextLength { needed, longest }
             }
         }
+    }
+
+    /// Whether somebody would answer if engines of any kind were allowed.
+    fn is_served_tolerantly(&self) -> bool {
+        let mut pairs = self.inner.models.iter().zip(&self.inner.tolerant);
+        pairs.any(|(exact, tolerant)| {
+            exact.model_id == self.ticket.model.model_id && self.inner.directory.serves(tolerant.model_id)
+        })
     }
 
     /// One provider: pays, sends, listens, and leaves books and breaker as they have to be.

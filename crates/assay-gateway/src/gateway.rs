@@ -6,6 +6,7 @@
 use crate::auditing::{AuditError, Auditing};
 use crate::body::BODY_UNIT;
 use crate::chain::ChainLedger;
+use crate::challenge;
 use crate::channel::{ChannelTotal, Purse};
 use crate::clock;
 use crate::config::{GatewayConfig, GatewayLimits, Timeouts};
@@ -15,6 +16,7 @@ use crate::http;
 use crate::journal::Journal;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
+use crate::likeness::Comparing;
 use crate::metrics::Metrics;
 use crate::model::GatewayModel;
 use crate::running::Running;
@@ -83,9 +85,12 @@ pub(crate) struct Inner {
     pub(crate) limits: GatewayLimits,
     pub(crate) timeouts: Timeouts,
     pub(crate) models: Vec<Arc<GatewayModel>>,
+    /// Of each of them, what it is where an engine that is not canonical runs it.
+    pub(crate) tolerant: Vec<Arc<GatewayModel>>,
     /// What can be asked here, as OpenAPI.
     pub(crate) description: Bytes,
     pub(crate) directory: Arc<Directory>,
+    pub(crate) comparing: Arc<Comparing>,
     pub(crate) auditing: Arc<Auditing>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) purse: Arc<Purse>,
@@ -164,6 +169,7 @@ impl Gateway {
         let (store, writer) = Store::open(&config.database).await?;
         for model in &config.models {
             store.put_manifest(&model.manifest).await?;
+            store.put_manifest(&model.manifest.tolerant()).await?;
         }
         let network = ledger.addresses();
         let settings = Settings::of(&config, network.chain_id);
@@ -173,16 +179,22 @@ impl Gateway {
         let control = control.transpose()?;
         let pool = PoolOptions { connect_timeout: timeouts.connect, ..PoolOptions::new(network.chain_id) };
         let models: Vec<Arc<GatewayModel>> = models.into_iter().map(Arc::new).collect();
+        let tolerant = models.iter().map(|model| Arc::new(model.tolerant())).collect();
         let purse = Arc::new(Purse::new(network, &signer, withdraw_delay));
         let standings = Arc::new(Standings::open(audit.reputation, store.clone()).await?);
+        let challenge = audit.challenge;
         let auditing = Auditing::open(audit, network, purse.receipts, store.clone(), Arc::clone(&standings)).await?;
+        let auditing = Arc::new(auditing);
+        let (comparing, queue) = Comparing::new(Arc::clone(&auditing), store.clone(), &models);
         let inner = Arc::new(Inner {
             limits,
             timeouts,
             description: http::description(&models),
             models,
+            tolerant,
             directory: Arc::new(Directory::new(timeouts.offer_age_max, standings)),
-            auditing: Arc::new(auditing),
+            comparing: Arc::new(comparing),
+            auditing,
             pool: Arc::new(Pool::new(pool)),
             purse,
             keys: Keys::open(store.clone()).await?,
@@ -223,7 +235,11 @@ impl Gateway {
             tokio::spawn(scout.run(inner.stop.clone())),
             tokio::spawn(reload_keys(inner.keys.clone(), inner.stop.clone())),
             tokio::spawn(Arc::clone(&inner.auditing).run(inner.stop.clone())),
+            tokio::spawn(Arc::clone(&inner.comparing).run(queue, inner.stop.clone())),
         ];
+        if challenge > Duration::ZERO {
+            background.push(tokio::spawn(challenge::run(Arc::clone(&inner), challenge, inner.stop.clone())));
+        }
         if let Some(control) = control {
             background.push(tokio::spawn(control.run(Arc::clone(&inner), inner.stop.clone())));
         }

@@ -14,9 +14,10 @@ use crate::store::parse_receipt_id;
 use crate::tools;
 use crate::voice::{Dialect, Shape};
 use assay_api::{
-    ChatRequest, CompletionRequest, Constraint, ModelCard, ModelList, Prompt, ResponsesRequest, ToolChoice,
+    ChatRequest, CompletionRequest, Constraint, ModelCard, ModelList, Options, Prompt, ResponsesRequest, ToolChoice,
+    Verify,
 };
-use assay_types::{RECEIPT_FILE_VERSION, ReceiptFile};
+use assay_types::{Class, RECEIPT_FILE_VERSION, ReceiptFile};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
@@ -105,6 +106,7 @@ async fn chat_ask(
     if let Some(grammar) = tools.as_ref().and_then(|(style, tooling)| tools::grammar(tooling, *style)) {
         options.constraint = Some(Constraint { grammar, param: "tools" });
     }
+    let model = of_class(inner, model, &options)?;
     Ok(Ask { dialect, account, name, model, prompt, options, tools })
 }
 
@@ -119,6 +121,7 @@ async fn completions(State(inner): Shared, request: Request<Body>) -> Response<B
             }
         };
         let (dialect, name, options) = (Dialect::Completion, completion.model, completion.options);
+        let model = of_class(&inner, model, &options)?;
         ask::answer(&inner, Ask { dialect, account, name, model, prompt, options, tools: None }).await
     })
     .await
@@ -172,11 +175,13 @@ async fn models(State(inner): Shared, headers: HeaderMap) -> Response<Body> {
 /// One card for each name.
 fn model_list(inner: &Inner) -> ModelList {
     let mut cards = Vec::new();
-    for model in &inner.models {
+    // Of class tolerant there is what somebody offers right now.
+    let tolerant = inner.tolerant.iter().filter(|model| inner.directory.serves(model.model_id));
+    for model in inner.models.iter().chain(tolerant) {
         let offered = inner.directory.longest_context(model.model_id).unwrap_or(model.context_length);
         let context = offered.min(model.context_length);
         for name in std::iter::once(&model.name).chain(&model.aliases) {
-            cards.push(ModelCard::new(name.clone(), inner.started_at, context, model.model_id));
+            cards.push(ModelCard::new(name.clone(), inner.started_at, context, model.model_id, model.class()));
         }
     }
     ModelList::new(cards)
@@ -221,7 +226,8 @@ async fn healthz(State(inner): Shared) -> Response<Body> {
 }
 
 async fn readyz(State(inner): Shared) -> Response<Body> {
-    let is_ready = inner.models.iter().all(|model| inner.directory.serves(model.model_id));
+    let serves = |model: &GatewayModel| inner.directory.serves(model.model_id);
+    let is_ready = inner.models.iter().zip(&inner.tolerant).all(|(exact, tolerant)| serves(exact) || serves(tolerant));
     let reply = if inner.stop.is_cancelled() {
         Err(GatewayError::ShuttingDown)
     } else if is_ready {
@@ -302,8 +308,28 @@ pub(crate) fn authorize(inner: &Inner, headers: &HeaderMap) -> Result<Arc<Accoun
 }
 
 fn find_model(inner: &Inner, name: &str) -> Result<Arc<GatewayModel>, GatewayError> {
-    let found = inner.models.iter().find(|model| model.answers_to(name));
+    let found = inner.models.iter().chain(&inner.tolerant).find(|model| model.answers_to(name));
     found.cloned().ok_or_else(|| GatewayError::ModelNotFound(name.into()))
+}
+
+/// The model that answers by what the caller allows. Without a word nobody gets an answer that cannot be re-derived: it is
+/// allowed by the model's name or by `verify`, where it counts if somebody serves it and the request can be held to it.
+fn of_class(inner: &Inner, model: Arc<GatewayModel>, options: &Options) -> Result<Arc<GatewayModel>, GatewayError> {
+    if model.class() == Class::Tolerant {
+        return match options.verify {
+            Verify::Redundant(_) => Err(GatewayError::JobRefused(
+                "providers of class tolerant do not agree in every token; ask for the model without :tolerant".into(),
+            )),
+            _ => Ok(model),
+        };
+    }
+    let needs_exact = options.constraint.is_some() || options.logprobs.is_some();
+    if options.verify != Verify::Tolerant || needs_exact {
+        return Ok(model);
+    }
+    let mut pairs = inner.models.iter().zip(&inner.tolerant);
+    let twin = pairs.find(|(exact, _)| exact.model_id == model.model_id).map(|(_, tolerant)| Arc::clone(tolerant));
+    Ok(twin.filter(|twin| inner.directory.serves(twin.model_id)).unwrap_or(model))
 }
 
 async fn tokenize<T: Send + 'static>(

@@ -4,7 +4,7 @@ use crate::tools;
 use assay_api::{Logprob, Message, OutputLogprob, ScoredToken, Tooling};
 use assay_gguf::{ChatTemplate, Gguf, GgufError, Limits, Tokenizer, TokenizerError, ToolStyle, tool_chat_tokens};
 use assay_grammar::{Vocabulary, VocabularyError};
-use assay_types::{Grammar, JobLimits, Manifest, ModelId, TokenId, TokenLogprobs};
+use assay_types::{Class, Grammar, JobLimits, Manifest, ModelId, TokenId, TokenLogprobs};
 use std::sync::{Arc, OnceLock};
 
 /// A model that the gateway serves. Clones share tokenizer and template.
@@ -71,6 +71,26 @@ impl GatewayModel {
             vocabulary: Arc::default(),
             template: template.map(Arc::new),
         })
+    }
+
+    /// The same model run by engines that are not canonical: each name with `:tolerant` behind it.
+    #[must_use]
+    pub(crate) fn tolerant(&self) -> Self {
+        let named = |name: &String| format!("{name}:tolerant");
+        let manifest = self.manifest.tolerant();
+        Self {
+            name: named(&self.name),
+            aliases: self.aliases.iter().map(named).collect(),
+            model_id: manifest.model_id(),
+            manifest,
+            ..self.clone()
+        }
+    }
+
+    /// What can be said of its answers afterwards.
+    pub(crate) fn class(&self) -> Class {
+        // A profile that nobody knows is not one whose answers can be re-derived.
+        self.manifest.class().unwrap_or(Class::Tolerant)
     }
 
     /// Bounds for jobs.

@@ -1,5 +1,6 @@
 //! Who replays answers for the gateway, which runs no model itself.
 
+use assay_protocol::Sign;
 use assay_types::{AuditTask, AuditVerdict, B256, ReceiptFile};
 
 /// What a replay gave.
@@ -19,6 +20,15 @@ pub trait Referee: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Why it cannot, for the log.
     fn replay(&self, task: &AuditTask) -> Result<Refereed, String>;
+
+    /// What each output token of `task` is a sign of, for an answer of class tolerant; the job names the canonical model.
+    /// Blocks as [`Self::replay`].
+    ///
+    /// # Errors
+    /// Why it cannot, for the log.
+    fn compare(&self, task: &AuditTask) -> Result<Vec<Sign>, String> {
+        Err(format!("there is no engine here that task {} could be compared with", task.id))
+    }
 
     /// A replay has shown that a provider signed a wrong answer: `file` has its signature, `first_wrong` is the index of
     /// the first wrong token, or the number of tokens where only the end is wrong. Returns soon; what follows from it

@@ -112,6 +112,7 @@ fn look(error: &GatewayError) -> Look {
             Look { param: Some("provider".into()), ..plain(StatusCode::NOT_FOUND, INVALID, "no_provider_allowed") }
         }
         GatewayError::NoProvider => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "no_provider", 2),
+        GatewayError::OnlyTolerant => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "only_tolerant_providers", 2),
         GatewayError::Providers(_) => retry(StatusCode::SERVICE_UNAVAILABLE, SERVER, "provider_failed", 1),
         GatewayError::JobRefused(_) => invalid("job_refused", None),
         GatewayError::Grammar { param, .. } => invalid("invalid_value", Some(param)),

@@ -3,9 +3,10 @@
 //! Owns: what a payer may sign and a receiver may take on one payment channel ([`PayerChannel`], [`ReceiverChannel`]),
 //! what either side keeps across restarts and asks the chain ([`PayerBook`], [`ReceiverWatch`]), how tokens become money
 //! ([`StreamTerms`], [`ServedStream`]), what a payer checks in a receipt ([`ReceiptExpectation`]), which provider gets a
-//! request ([`route`]), which answers are audited ([`AuditPolicy`]), what a provider's past is worth ([`Reputation`]) and
-//! how several providers are held to one answer ([`Round`]). Holds no socket, file, clock, key or randomness: the caller signs, stores,
-//! measures and draws. Nothing here panics, whatever a peer sends.
+//! request ([`route`]), which answers are audited ([`AuditPolicy`]), what a provider's past is worth ([`Reputation`]),
+//! how several providers are held to one answer ([`Round`]) and whether an engine that is not canonical runs the model that
+//! it says ([`LikenessTest`]). Holds no socket, file, clock, key or randomness: the caller signs, stores, measures and
+//! draws. Nothing here panics, whatever a peer sends.
 
 #![cfg_attr(
     not(test),
@@ -21,6 +22,7 @@
 
 mod audit;
 mod book;
+mod likeness;
 mod payer;
 mod receipt;
 mod receiver;
@@ -39,6 +41,7 @@ pub use audit::{
     is_drawn, judge,
 };
 pub use book::{PayerBook, PayerRow, Shown, StandingFault};
+pub use likeness::{Choice, Likeness, LikenessTest, Sign};
 pub use payer::{PayerChannel, PayerError, PayerState};
 pub use receipt::{ReceiptExpectation, ReceiptFault};
 pub use receiver::{ChannelTerms, ReceiverChannel, ReceiverError, ReceiverState, VerifiedVoucher, VoucherError};

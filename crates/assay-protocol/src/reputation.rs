@@ -1,6 +1,7 @@
 //! What a provider's past is worth: a score that follows from events, and the events that it follows from.
 //!
-//! A new identity has the floor and nobody has less, but who was convicted, who is not routed to at all: so there is
+//! A new identity has the floor and nobody has less, but who was convicted, and for a time who was found to run another
+//! model than it says (class tolerant), who are not routed to at all: so there is
 //! nothing to gain by coming back under another name, and everything above the floor to lose. What lifts a score is work
 //! that audits have proven, weighed by the fees it was paid, up to a price: a provider that sells to itself dearly buys
 //! no score, and it has to do the work all the same. Everything fades with time but convictions.
@@ -51,6 +52,34 @@ pub enum Deed {
         /// What it cost.
         fees: Amount,
     },
+    /// Tokens of an engine that is not canonical, compared with the canonical one's and found alike. Half the weight of
+    /// proven work: it is likely, not proven.
+    Matched {
+        /// Output tokens that were compared.
+        tokens: u64,
+        /// Of these, how many an honest engine would hardly have taken.
+        odd: u64,
+        /// What the answers cost.
+        fees: Amount,
+    },
+    /// They are not those of the model. Nothing is sent there until half of that has faded.
+    Deviated {
+        /// Output tokens that were compared.
+        tokens: u64,
+        /// Of these, how many an honest engine would hardly have taken.
+        odd: u64,
+    },
+    /// It answered a challenge: a request of the gateway's own, at a random time. Weighs nothing by itself.
+    Answered {
+        /// Output tokens.
+        tokens: u64,
+        /// To the first token, and from there to the last.
+        first_millis: u64,
+        /// For all further tokens.
+        millis: u64,
+    },
+    /// It did not answer a challenge, though it said that it takes requests.
+    Silent,
     /// It broke an answer off.
     Abandoned,
     /// It committed to an answer and did not show it, or showed another.
@@ -85,6 +114,10 @@ pub struct Components {
     pub proven_fees: Amount,
     /// Tokens of proven work, faded: what the rate of audits follows.
     pub proven_tokens: u64,
+    /// Tokens that were found alike, faded: what the rate of comparisons follows.
+    pub matched_tokens: u64,
+    /// Times that tokens were found to be another model's, faded, in millionths; from half of one on nothing is sent.
+    pub deviations_ppm: u32,
     /// Wrong answers that were proven.
     pub convictions: u32,
 }
@@ -98,11 +131,17 @@ pub struct Reputation {
     /// Fixed point: base units times 2^20, so that what fades does not vanish by rounding.
     proven_fees: u128,
     proven_tokens: u128,
+    matched_tokens: u128,
+    /// In millionths of one, as the offences.
+    deviations: u128,
     /// In millionths of an offence.
     offences: u128,
     convictions: u32,
     recent: VecDeque<Event>,
 }
+
+/// From here on nothing is sent to whom deviates: half of one, in millionths.
+const DEVIATIONS_MAX: u128 = SCORE_MAX as u128 / 2;
 
 /// Binary places of the sums.
 const POINT: u32 = 20;
@@ -111,7 +150,17 @@ impl Reputation {
     /// A new identity.
     #[must_use]
     pub fn new(policy: ReputationPolicy) -> Self {
-        Self { policy, at: 0, proven_fees: 0, proven_tokens: 0, offences: 0, convictions: 0, recent: VecDeque::new() }
+        Self {
+            policy,
+            at: 0,
+            proven_fees: 0,
+            proven_tokens: 0,
+            matched_tokens: 0,
+            deviations: 0,
+            offences: 0,
+            convictions: 0,
+            recent: VecDeque::new(),
+        }
     }
 
     /// From the events that were kept, in any order of arrival.
@@ -129,12 +178,20 @@ impl Reputation {
         self.fade(event.at);
         match event.deed {
             Deed::Proven { tokens, fees } => {
-                let most = self.policy.price_max.0.saturating_mul(u128::from(tokens)).checked_div(1_000_000);
-                let fees = fees.0.min(most.unwrap_or(0)).min(1 << 100);
-                self.proven_fees = self.proven_fees.saturating_add(fees << POINT);
+                self.earn(self.weight_of(tokens, fees));
                 self.proven_tokens = self.proven_tokens.saturating_add(u128::from(tokens) << POINT);
             }
-            Deed::Abandoned => self.offend(u128::from(SCORE_MAX) / 4),
+            Deed::Matched { tokens, fees, .. } => {
+                self.earn(self.weight_of(tokens, fees) >> 1);
+                self.matched_tokens = self.matched_tokens.saturating_add(u128::from(tokens) << POINT);
+            }
+            Deed::Deviated { .. } => {
+                self.deviations = self.deviations.saturating_add(u128::from(SCORE_MAX) << POINT);
+                // Likeness that was found before is not likeness of what runs now.
+                self.matched_tokens = 0;
+            }
+            Deed::Answered { .. } => {}
+            Deed::Abandoned | Deed::Silent => self.offend(u128::from(SCORE_MAX) / 4),
             Deed::Withheld => self.offend(u128::from(SCORE_MAX)),
             Deed::Convicted => self.convictions = self.convictions.saturating_add(1),
             Deed::Accused => {}
@@ -153,6 +210,8 @@ impl Reputation {
             at: self.at,
             proven_fees: self.proven_fees,
             proven_tokens: self.proven_tokens,
+            matched_tokens: self.matched_tokens,
+            deviations: self.deviations,
             offences: self.offences,
             convictions: self.convictions,
             recent: VecDeque::new(),
@@ -166,14 +225,17 @@ impl Reputation {
         let half = u128::from(self.policy.half_offences.max(1));
         let kept = earned.saturating_mul(half).checked_div(half.saturating_add(faded.offences >> POINT)).unwrap_or(0);
         let to_ppm = |value: u128| u32::try_from(value).unwrap_or(SCORE_MAX);
+        let deviations = faded.deviations >> POINT;
         let score = self.policy.floor_ppm.saturating_add(to_ppm(kept)).min(SCORE_MAX);
         Components {
-            score_ppm: if self.convictions > 0 { 0 } else { score },
+            score_ppm: if self.convictions > 0 || deviations >= DEVIATIONS_MAX { 0 } else { score },
             floor_ppm: self.policy.floor_ppm,
             earned_ppm: to_ppm(earned),
             offences_ppm: to_ppm(earned.saturating_sub(kept)),
             proven_fees: Amount(fees),
             proven_tokens: u64::try_from(tokens).unwrap_or(u64::MAX),
+            matched_tokens: u64::try_from(faded.matched_tokens >> POINT).unwrap_or(u64::MAX),
+            deviations_ppm: to_ppm(deviations),
             convictions: self.convictions,
         }
     }
@@ -181,6 +243,16 @@ impl Reputation {
     /// The latest events, the oldest first.
     pub fn recent(&self) -> impl Iterator<Item = &Event> {
         self.recent.iter()
+    }
+
+    /// What work counts for: its fees, up to a price.
+    fn weight_of(&self, tokens: u64, fees: Amount) -> u128 {
+        let most = self.policy.price_max.0.saturating_mul(u128::from(tokens)).checked_div(1_000_000);
+        fees.0.min(most.unwrap_or(0)).min(1 << 100)
+    }
+
+    fn earn(&mut self, fees: u128) {
+        self.proven_fees = self.proven_fees.saturating_add(fees << POINT);
     }
 
     fn offend(&mut self, weight: u128) {
@@ -191,7 +263,14 @@ impl Reputation {
         let elapsed = now.saturating_sub(self.at);
         // The first event begins the time; nothing is there to fade.
         self.at = self.at.max(now);
-        for sum in [&mut self.proven_fees, &mut self.proven_tokens, &mut self.offences] {
+        let sums = [
+            &mut self.proven_fees,
+            &mut self.proven_tokens,
+            &mut self.matched_tokens,
+            &mut self.deviations,
+            &mut self.offences,
+        ];
+        for sum in sums {
             *sum = halved(*sum, elapsed, self.policy.half_life_s.max(1));
         }
     }

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Owns the money and the promises of one provider: a receipt is on the disk before it is sent, a claim is never above
-//! the receipts, a stream is never more than one chunk ahead of its payment. Does not compute tokens
-//! (`assay-engine`), does not define bytes (`assay-types`, `assay-net`) and trusts nothing that a client sends.
+//! the receipts, a stream is never more than one chunk ahead of its payment. Does not compute tokens (`assay-engine`,
+//! or somebody else's engine over HTTP: `upstream`), does not define bytes (`assay-types`, `assay-net`) and trusts nothing that a client sends.
 
+mod backend;
 mod chain;
 mod claims;
 mod config;
@@ -22,6 +23,7 @@ mod offer;
 mod provider;
 mod serve;
 mod store;
+mod upstream;
 
 pub use chain::{Answer, Chain, ChannelOnChain, Registered};
 pub use config::{ClaimPolicy, Limits, ProviderConfig, ServedModel};
@@ -29,3 +31,4 @@ pub use defence::{DefenceOptions, Tracer};
 pub use earnings::{ChannelEarnings, ModelEarnings, earnings};
 pub use provider::{Farewell, Provider, ProviderStats, StartError};
 pub use store::{StoreError, Transcript};
+pub use upstream::{UpstreamError, UpstreamModel, UpstreamOptions};

@@ -39,10 +39,10 @@ fn compose(service: &Service, draining: bool) -> Offer {
     let short = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     let (mut capacity, mut running, mut queued) = (0u32, 0u32, 0u32);
     for served in service.models.values() {
-        let stats = served.engine.stats();
+        let (runs, waits) = served.backend.load();
         capacity = capacity.saturating_add(served.capacity);
-        running = running.saturating_add(short(stats.running));
-        queued = queued.saturating_add(short(stats.queued));
+        running = running.saturating_add(short(runs));
+        queued = queued.saturating_add(short(waits));
     }
     let mut models: Vec<_> = service.models.values().map(|served| served.offer.clone()).collect();
     models.sort_by_key(|model| model.model_id);

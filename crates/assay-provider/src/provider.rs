@@ -6,6 +6,7 @@
 //! Dropping a provider instead is a crash: nothing that was sent is lost, the rest is for the next start.
 
 use crate::{
+    backend::Backend,
     chain::{Chain, enroll},
     claims::{self, ClaimTimes},
     config::{ProviderConfig, ServedModel},
@@ -14,6 +15,7 @@ use crate::{
     offer::OfferBoard,
     serve::{Served, Service},
     store::{Identity, Store, StoreError, Transcript},
+    upstream::{Upstream, UpstreamError, UpstreamModel},
 };
 use assay_chain::ChainError;
 use assay_engine::Engine;
@@ -60,6 +62,9 @@ pub enum StartError {
     /// An engine.
     #[error(transparent)]
     Engine(#[from] assay_engine::StartError),
+    /// Somebody else's engine.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
     /// The socket.
     #[error("cannot listen on {address}: {error}")]
     Listen {
@@ -130,7 +135,34 @@ impl Provider {
         chain: Arc<dyn Chain>,
         models: Vec<ServedModel>,
     ) -> Result<Self, StartError> {
-        let models = start_engines(models)?;
+        Self::start_with(config, chain, start_engines(models)?).await
+    }
+
+    /// Starts a provider of class tolerant, whose models run in somebody else's engines.
+    ///
+    /// # Errors
+    /// See [`StartError`]. Nothing runs then.
+    pub async fn start_upstream(
+        config: ProviderConfig,
+        chain: Arc<dyn Chain>,
+        models: Vec<UpstreamModel>,
+    ) -> Result<Self, StartError> {
+        let count = models.len();
+        let mut served = HashMap::new();
+        for model in models {
+            let upstream = Upstream::connect(&model).await?;
+            let (context_length, capacity) = (upstream.limits().context_length, upstream.capacity());
+            let offer = ModelOffer { model_id: model.id, name: model.name, context_length, prices: model.prices };
+            served.insert(model.id, Served { backend: Backend::Upstream(Arc::new(upstream)), offer, capacity });
+        }
+        Self::start_with(config, chain, each_once(served, count)?).await
+    }
+
+    async fn start_with(
+        config: ProviderConfig,
+        chain: Arc<dyn Chain>,
+        models: HashMap<assay_types::ModelId, Served>,
+    ) -> Result<Self, StartError> {
         let network = config.network;
         let identity = Identity {
             chain_id: network.chain_id,
@@ -294,8 +326,15 @@ fn start_engines(models: Vec<ServedModel>) -> Result<HashMap<assay_types::ModelI
         let context_length = engine.limits().context_length.min(kv_tokens);
         let offer = ModelOffer { model_id: model.id, name: model.name, context_length, prices: model.prices };
         let capacity = u32::try_from(model.engine.sequences_max).unwrap_or(u32::MAX);
-        served.insert(model.id, Served { engine, offer, capacity });
+        served.insert(model.id, Served { backend: Backend::Engine(engine), offer, capacity });
     }
+    each_once(served, count)
+}
+
+fn each_once(
+    served: HashMap<assay_types::ModelId, Served>,
+    count: usize,
+) -> Result<HashMap<assay_types::ModelId, Served>, StartError> {
     if (1..=Offer::MODELS_MAX).contains(&count) && served.len() == count { Ok(served) } else { Err(StartError::Models) }
 }
 

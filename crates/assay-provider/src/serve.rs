@@ -4,12 +4,12 @@
 //! for the receipt later. The engine waits when the client does not take tokens or does not pay.
 
 use crate::{
+    backend::{Backend, Event, Failure, Working},
     config::Limits,
     ledger::{Draft, Ledger, LedgerError, OpenStream, unix_now},
     offer::OfferBoard,
     store::Spoken,
 };
-use assay_engine::{Engine, EngineEvent, JobFailure, JobHandle, Payer, SinkState, SubmitError};
 use assay_net::{
     ClientFrame, CodecError, Connection, Done, NetError, Open, PROTOCOL_VERSION, ProviderFrame, ProviderHello, Refused,
     RefusedCode,
@@ -22,10 +22,7 @@ use assay_types::{
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
 use tokio::{
     sync::mpsc,
@@ -33,17 +30,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Tokens that the engine may be ahead of the connection.
-const EVENTS_MAX: usize = 32;
-
 /// Payments that a client may send besides two for each chunk.
 const PAYMENTS_SPARE: u64 = 16;
 
 /// A model that is being served.
 pub(crate) struct Served {
-    pub engine: Engine,
+    pub backend: Backend,
     pub offer: ModelOffer,
-    /// Jobs the engine runs at once.
+    /// Jobs it runs at once.
     pub capacity: u32,
 }
 
@@ -66,10 +60,7 @@ struct Running<'a> {
     terms: StreamTerms,
     money: OpenStream,
     stream: ServedStream,
-    events: mpsc::Receiver<EngineEvent>,
-    handle: JobHandle,
-    /// The engine was told to wait.
-    is_held: Arc<AtomicBool>,
+    working: Working,
     /// Of the tokens that were not sent yet, if the job asks for them; one more where its token is still to come.
     logprobs: VecDeque<TokenLogprobs>,
     last: Option<Done>,
@@ -94,6 +85,8 @@ enum Cut {
     Failed(String),
     /// The job's own fault, which every provider would find: only checkpoints count.
     Hopeless(String),
+    /// The engine has no room for it after all.
+    Busy(String),
 }
 
 impl Service {
@@ -190,8 +183,7 @@ impl Service {
             Err(error) => Err(Cut::Gone(error)),
         };
         // What the engine still computes is for nobody.
-        running.handle.cancel();
-        running.events.close();
+        running.working.cancel();
         let end = match cut {
             Ok(done) => Ok(done),
             Err(cut) => running.cut(cut).await,
@@ -212,7 +204,7 @@ impl Service {
         let job = &open.job;
         let unknown = || Refused::new(RefusedCode::UnknownModel, format!("model {} is not served", job.model_id));
         let served = self.models.get(&job.model_id).ok_or_else(unknown)?;
-        job.validate(&served.engine.limits()).map_err(|e| Refused::new(RefusedCode::BadJob, e))?;
+        job.validate(&served.backend.limits()).map_err(|e| Refused::new(RefusedCode::BadJob, e))?;
         let asked = served.offer.prices;
         if open.prices.input_per_million < asked.input_per_million
             || open.prices.output_per_million < asked.output_per_million
@@ -227,8 +219,8 @@ impl Service {
         }
         let request = job.request_hash();
         let money = self.ledger.admit(request, &open.channel, &open.voucher, open.grant).await?;
-        compile_grammar(served, job).await?;
-        let running = self.start(served, job, terms, money, open)?;
+        served.backend.check(job).await?;
+        let mut running = self.start(served, job, terms, money, open)?;
         // The engine has begun meanwhile; no token leaves before this is known.
         let served_before = self.ledger.store.receipt(request).await;
         let refused = match served_before {
@@ -239,7 +231,7 @@ impl Service {
                 Refused::new(RefusedCode::Internal, "the provider's database failed")
             }
         };
-        running.handle.cancel();
+        running.working.cancel();
         Err(refused)
     }
 
@@ -251,44 +243,10 @@ impl Service {
         money: OpenStream,
         open: &Open,
     ) -> Result<Running<'a>, Refused> {
-        let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let is_held = Arc::new(AtomicBool::new(false));
-        let held = Arc::clone(&is_held);
-        let sink = move |event: EngineEvent| match sender.try_send(event) {
-            Ok(()) => SinkState::Ready,
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                held.store(true, Ordering::Release);
-                SinkState::Full
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => SinkState::Closed,
-        };
-        let handle =
-            served.engine.submit_for(Payer(open.channel.payer.into_array()), job, Box::new(sink)).map_err(|error| {
-                match error {
-                    SubmitError::Job(_) | SubmitError::PrefixComplete { .. } | SubmitError::Constraint(_) => {
-                        Refused::new(RefusedCode::BadJob, error)
-                    }
-                    // Another provider may have more memory.
-                    SubmitError::KvOverflow { .. } | SubmitError::QueueFull { .. } => {
-                        Refused::new(RefusedCode::Busy, error)
-                    }
-                    SubmitError::Stopped => Refused::new(RefusedCode::Draining, error),
-                }
-            })?;
+        let working = served.backend.submit(open.channel.payer.into_array(), job)?;
         let stream = ServedStream::new(terms, open.grant);
         let payments_left = PAYMENTS_SPARE + 2 * terms.output_tokens_max / u64::from(CHUNK_TOKENS);
-        Ok(Running {
-            job,
-            terms,
-            money,
-            stream,
-            events,
-            handle,
-            is_held,
-            logprobs: VecDeque::new(),
-            last: None,
-            payments_left,
-        })
+        Ok(Running { job, terms, money, stream, working, logprobs: VecDeque::new(), last: None, payments_left })
     }
 
     /// For a sealed job: takes the whole output from the engine, commits to it, and waits until it is asked to show it.
@@ -355,7 +313,7 @@ impl Service {
             biased;
             () = self.cutting.cancelled() => Err(Cut::Ended),
             frame = connection.receiver.recv() => running.on_frame(frame),
-            event = running.events.recv() => running.on_events(event),
+            event = running.working.events.recv() => running.on_events(event),
         }
     }
 
@@ -373,19 +331,6 @@ impl Service {
             }
         }
     }
-}
-
-/// Compiles a job's grammar where it holds nobody up; the engine finds it among the kept ones.
-async fn compile_grammar(served: &Served, job: &Job) -> Result<(), Refused> {
-    let Some(grammar) = job.grammar.clone() else { return Ok(()) };
-    let model = Arc::clone(served.engine.model());
-    let bad = |error: &dyn std::fmt::Display| Refused::new(RefusedCode::BadJob, error);
-    let compile = move || match model.vocabulary() {
-        Ok(vocabulary) => vocabulary.compile(&grammar).map(drop).map_err(|error| bad(&error)),
-        Err(error) => Err(bad(&error)),
-    };
-    let lost = |_| Refused::new(RefusedCode::Internal, "the provider is shutting down");
-    tokio::task::spawn_blocking(compile).await.map_err(lost)?
 }
 
 impl Running<'_> {
@@ -424,30 +369,25 @@ impl Running<'_> {
     }
 
     /// Takes everything that is there, so that it travels in one frame.
-    fn on_events(&mut self, first: Option<EngineEvent>) -> Result<(), Cut> {
+    fn on_events(&mut self, first: Option<Event>) -> Result<(), Cut> {
         let mut next = first;
         while let Some(event) = next {
             match event {
-                EngineEvent::Logprobs(logprobs) => self.logprobs.push_back(*logprobs),
-                EngineEvent::Token { id } => self.stream.on_token(id),
-                EngineEvent::Done { finish } => {
+                Event::Logprobs(logprobs) => self.logprobs.push_back(*logprobs),
+                Event::Token(id) => self.stream.on_token(id),
+                Event::Done(finish) => {
                     self.stream.on_end(finish);
                     return Ok(());
                 }
-                EngineEvent::Failed { error: JobFailure::ShuttingDown | JobFailure::Cancelled } => {
-                    return Err(Cut::Ended);
-                }
-                EngineEvent::Failed { error: error @ JobFailure::Grammar { .. } } => {
-                    return Err(Cut::Hopeless(error.to_string()));
-                }
-                EngineEvent::Failed { error } => return Err(Cut::Failed(error.to_string())),
+                Event::Failed(Failure::Cancelled) => return Err(Cut::Ended),
+                Event::Failed(Failure::Busy(reason)) => return Err(Cut::Busy(reason)),
+                Event::Failed(Failure::Hopeless(reason)) => return Err(Cut::Hopeless(reason)),
+                Event::Failed(Failure::Broken(reason)) => return Err(Cut::Failed(reason)),
             }
-            next = match self.events.try_recv() {
+            next = match self.working.events.try_recv() {
                 Ok(event) => Some(event),
                 Err(mpsc::error::TryRecvError::Empty) => {
-                    if self.is_held.swap(false, Ordering::AcqRel) {
-                        self.handle.wake();
-                    }
+                    self.working.on_taken();
                     return Ok(());
                 }
                 Err(mpsc::error::TryRecvError::Disconnected) => None,
@@ -484,6 +424,9 @@ impl Running<'_> {
         }
         if let Cut::Hopeless(reason) = &cut {
             return Ok(ProviderFrame::Refused(Refused::new(RefusedCode::BadJob, reason)));
+        }
+        if let Cut::Busy(reason) = &cut {
+            return Ok(ProviderFrame::Refused(Refused::new(RefusedCode::Busy, reason)));
         }
         let done = match (self.stream.bill(), self.last) {
             (Bill::LastCheckpoint, Some(last)) => Ok(last),

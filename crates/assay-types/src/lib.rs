@@ -31,7 +31,7 @@ pub use ids::{ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, TokenId
 pub use job::{
     Job, JobError, JobLimits, LOGIT_BIAS_MAX, LogitBias, MICRO, Sampling, TOP_LOGPROBS_MAX, TokenLogprobs, choice_seed,
 };
-pub use manifest::{CANONICAL_PROFILE, Manifest};
+pub use manifest::{CANONICAL_PROFILE, Class, Manifest, TOLERANT_PROFILE};
 pub use offer::{ModelOffer, Offer, SignedOffer};
 pub use receipt::{Done, Receipt, SignedReceipt, receipt_domain};
 pub use receipt_file::{RECEIPT_FILE_VERSION, ReceiptFile, ReceiptPart};

@@ -7,6 +7,30 @@ use serde::{Deserialize, Serialize};
 /// The arithmetic profile of this release (docs/PROTOCOL.md, "canonical-1").
 pub const CANONICAL_PROFILE: &str = "canonical-1";
 
+/// The profile of engines that are not canonical: the same weights and tokenizer, any arithmetic, any batching, any
+/// random numbers (docs/PROTOCOL.md, "tolerant-1").
+pub const TOLERANT_PROFILE: &str = "tolerant-1";
+
+/// What can be said of an answer afterwards. It follows from the model's profile, so whoever signs a [`ModelId`], in an
+/// offer or a receipt, signs the class with it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Its tokens are re-derived bit for bit; a wrong one costs the provider its stake.
+    Exact,
+    /// Its tokens are compared with the canonical engine's in the long run; only reputation moves.
+    Tolerant,
+}
+
+impl std::fmt::Display for Class {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Exact => "exact",
+            Self::Tolerant => "tolerant",
+        })
+    }
+}
+
 /// A model's manifest; its hash is the [`ModelId`].
 ///
 /// Only what follows from the file and the profile is in it, so that two people who have the same file have the
@@ -51,6 +75,22 @@ impl Manifest {
         put_string(&mut out, &self.name);
         put_string(&mut out, &self.license);
         out
+    }
+
+    /// The class of its profile; `None` for one that this release does not know.
+    #[must_use]
+    pub fn class(&self) -> Option<Class> {
+        match self.profile.as_str() {
+            CANONICAL_PROFILE => Some(Class::Exact),
+            TOLERANT_PROFILE => Some(Class::Tolerant),
+            _ => None,
+        }
+    }
+
+    /// The same file run by an engine that is not canonical: another profile, and no court that could judge it.
+    #[must_use]
+    pub fn tolerant(&self) -> Self {
+        Self { profile: TOLERANT_PROFILE.into(), graph_hash: B256::ZERO, ..self.clone() }
     }
 
     /// keccak256 of [`Self::canonical_bytes`].

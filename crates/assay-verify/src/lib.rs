@@ -8,5 +8,6 @@
 
 pub mod audit;
 pub mod dispute;
+pub mod likeness;
 pub mod replay;
 pub mod statements;

@@ -1,8 +1,8 @@
 //! What a receipt file says, checked against itself: no model, no chain, microseconds.
 
 use assay_types::{
-    CANONICAL_PROFILE, ChannelId, Finish, ProviderId, RECEIPT_FILE_VERSION, ReceiptFile, ReceiptPart, RequestHash,
-    SignatureError, receipt_domain, response_hash, settlement_domain,
+    CANONICAL_PROFILE, ChannelId, Class, Finish, ProviderId, RECEIPT_FILE_VERSION, ReceiptFile, ReceiptPart,
+    RequestHash, SignatureError, TOLERANT_PROFILE, receipt_domain, response_hash, settlement_domain,
 };
 
 /// Most parts in one file: a stream is spliced a bounded number of times.
@@ -18,7 +18,7 @@ pub enum Fault {
         found: u32,
     },
     /// An arithmetic profile this release does not know.
-    #[error("canonical profile {found:?}; this release knows {CANONICAL_PROFILE:?}")]
+    #[error("canonical profile {found:?}; this release knows {CANONICAL_PROFILE:?} and {TOLERANT_PROFILE:?}")]
     Profile {
         /// What the manifest says.
         found: String,
@@ -26,6 +26,12 @@ pub enum Fault {
     /// No part, or more than [`PARTS_MAX`].
     #[error("{count} parts; a receipt file has 1 to {PARTS_MAX}")]
     PartCount {
+        /// How many.
+        count: usize,
+    },
+    /// Two engines that are not canonical do not continue one another's answers.
+    #[error("{count} parts; an answer of class tolerant has 1")]
+    Spliced {
         /// How many.
         count: usize,
     },
@@ -69,6 +75,8 @@ pub enum Fault {
 /// What the statements add up to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Statements {
+    /// What a replay of the answer can show.
+    pub class: Class,
     /// Who signed, in the order of the parts.
     pub providers: Vec<ProviderId>,
     /// Which channels paid, in the order of the parts.
@@ -86,9 +94,9 @@ pub struct Statements {
 /// # Errors
 /// The first [`Fault`].
 pub fn check(file: &ReceiptFile) -> Result<Statements, Fault> {
-    check_head(file)?;
+    let class = check_head(file)?;
     let mut statements =
-        Statements { providers: vec![], channels: vec![], output: vec![], finish: Finish::Open, charged: 0 };
+        Statements { class, providers: vec![], channels: vec![], output: vec![], finish: Finish::Open, charged: 0 };
     for (index, part) in file.parts.iter().enumerate() {
         check_part(file, index, part, &statements.output)?;
         statements.providers.push(part.provider);
@@ -100,15 +108,17 @@ pub fn check(file: &ReceiptFile) -> Result<Statements, Fault> {
     Ok(statements)
 }
 
-fn check_head(file: &ReceiptFile) -> Result<(), Fault> {
+fn check_head(file: &ReceiptFile) -> Result<Class, Fault> {
     if file.version != RECEIPT_FILE_VERSION {
         return Err(Fault::Version { found: file.version });
     }
-    if file.manifest.profile != CANONICAL_PROFILE {
-        return Err(Fault::Profile { found: file.manifest.profile.clone() });
-    }
+    let unknown = || Fault::Profile { found: file.manifest.profile.clone() };
+    let class = file.manifest.class().ok_or_else(unknown)?;
     if file.parts.is_empty() || file.parts.len() > PARTS_MAX {
         return Err(Fault::PartCount { count: file.parts.len() });
+    }
+    if class == Class::Tolerant && file.parts.len() > 1 {
+        return Err(Fault::Spliced { count: file.parts.len() });
     }
     if !file.job.prefix.is_empty() {
         return Err(Fault::Prefix { len: file.job.prefix.len() });
@@ -120,7 +130,7 @@ fn check_head(file: &ReceiptFile) -> Result<(), Fault> {
     if file.job.model_id != file.manifest.model_id() {
         return Err(Fault::Manifest);
     }
-    Ok(())
+    Ok(class)
 }
 
 fn check_part(file: &ReceiptFile, index: usize, part: &ReceiptPart, so_far: &[u32]) -> Result<(), Fault> {

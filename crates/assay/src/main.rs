@@ -21,6 +21,7 @@ mod memory;
 mod models;
 mod prosecutor;
 mod provide;
+mod providers;
 mod ps;
 mod receipts;
 mod referee;
@@ -29,6 +30,7 @@ mod shipped;
 mod state;
 mod stop;
 mod up;
+mod upstream;
 mod usage;
 mod verify;
 mod when;
@@ -78,7 +80,7 @@ enum Command {
     Logs(ps::LogsArgs),
     /// Replays answers of a gateway's providers and says which are wrong
     Audit(audit::AuditArgs),
-    /// One provider, from a configuration file
+    /// One provider: from a configuration file, or with an engine of your own (--upstream)
     Provide(provide::ProvideArgs),
     /// The receipts of a period, to keep or to check
     Receipts(receipts::ReceiptsArgs),
@@ -86,6 +88,8 @@ enum Command {
     Earnings(earnings::EarningsArgs),
     /// Claims what the providers on this machine have earned and sends it to an address
     Withdraw(earnings::WithdrawArgs),
+    /// Who answers for the gateway on this machine: class, price, load, and what each one's past is worth and why
+    Providers(providers::ProvidersArgs),
     /// A network of its own on this machine that shows what happens to a cheat
     Demo(demo::DemoArgs),
     /// Takes the provider of a wrong answer to court, and plays until it is judged
@@ -118,6 +122,7 @@ fn main() -> ExitCode {
         Command::Receipts(args) => receipts::run(&args),
         Command::Earnings(args) => earnings::run(&args),
         Command::Withdraw(args) => earnings::withdraw(&args),
+        Command::Providers(args) => providers::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Dispute(args) => return dispute::run(&args),
         Command::Disputes(args) => disputes::run(&args),

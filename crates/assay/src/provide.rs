@@ -3,9 +3,12 @@
 
 use crate::memory::MemoryArgs;
 use crate::stop::StopSignals;
+use crate::upstream::{UpstreamArgs, UpstreamConfig};
 use crate::{load, say, start_logging, state};
+use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, bail, ensure};
 use assay_chain::client::finality_depth;
+
 use assay_chain::{ChainClient, ClientOptions, Network, NetworkAddresses};
 use assay_engine::EngineOptions;
 use assay_graph::{Graph, Trace, TraceOptions, TracedModel};
@@ -30,11 +33,13 @@ const POLLS_SLOW: (Duration, Duration) = (Duration::from_secs(30), Duration::fro
 #[derive(Args)]
 pub struct ProvideArgs {
     /// Configuration, as `assay up` writes it to DIR/provider-N/config.json
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "upstream")]
+    config: Option<PathBuf>,
     /// Start with an empty database although this provider has claimed on chain: what no gateway shows is lost
     #[arg(long)]
     new_database: bool,
+    #[command(flatten)]
+    upstream: UpstreamArgs,
 }
 
 /// The configuration file.
@@ -74,24 +79,94 @@ pub struct ProvideConfig {
     /// How much memory it may take.
     #[serde(default)]
     pub memory: MemoryArgs,
+    /// An engine of one's own instead of the canonical one: class tolerant.
+    #[serde(default)]
+    pub upstream: Option<UpstreamConfig>,
 }
 
-/// Runs a provider until TERM or until its standard input ends; prints one JSON line when it is ready, one at the end.
+/// Runs a provider until TERM, or until its standard input ends if it runs by a configuration file; prints one JSON line when it is ready, one at the end.
 pub fn run(args: &ProvideArgs) -> anyhow::Result<()> {
     start_logging();
-    let Some(config) = state::read_json::<ProvideConfig>(&args.config)? else {
-        bail!("no configuration at {}; `assay up` writes one for each of its providers", args.config.display());
-    };
     // The engine has threads of its own; here are sockets, the database and signatures.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let result = runtime.block_on(provide(config, args.new_database));
+    let result = runtime.block_on(async {
+        let signals = StopSignals::install()?;
+        let Some(path) = &args.config else {
+            let config = args.upstream.config().await?;
+            return upstream(config, args.new_database, signals, Parent::None).await;
+        };
+        let Some(config) = state::read_json::<ProvideConfig>(path)? else {
+            bail!("no configuration at {}; `assay up` writes one for each of its providers", path.display());
+        };
+        if config.upstream.is_some() {
+            upstream(config, args.new_database, signals, Parent::Stdin).await
+        } else {
+            provide(config, args.new_database, signals).await
+        }
+    });
     // A read of standard input cannot be taken back; waiting for it would be waiting for the parent.
     runtime.shutdown_background();
     result
 }
 
-async fn provide(config: ProvideConfig, new_database: bool) -> anyhow::Result<()> {
-    let mut signals = StopSignals::install()?;
+/// Who started it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parent {
+    /// A program that holds its standard input.
+    Stdin,
+    /// A person, or an init system.
+    None,
+}
+
+/// A provider of class tolerant.
+async fn upstream(
+    config: ProvideConfig,
+    new_database: bool,
+    mut signals: StopSignals,
+    parent: Parent,
+) -> anyhow::Result<()> {
+    let upstream = config.upstream.clone().context("no upstream")?;
+    let key = state::load_or_create_key(&config.key_file)?;
+    let network = connect(&config, &key).await?;
+    let model = upstream.model(&config)?;
+    let provider = Provider::start_upstream(config.options(key, new_database)?, network, vec![model]).await?;
+    upstream.announce(&config);
+    serve(provider, &mut signals, parent, &config).await
+}
+
+impl ProvideConfig {
+    fn options(&self, signer: PrivateKeySigner, accepts_new_database: bool) -> anyhow::Result<ProviderConfig> {
+        Ok(ProviderConfig {
+            database: self.database(),
+            accepts_new_database,
+            listen: self.listen.parse().with_context(|| format!("listen: {:?} is no HOST:PORT", self.listen))?,
+            endpoint: None,
+            signer,
+            network: self.addresses,
+            stake: self.stake,
+            limits: Limits::default(),
+            claims: ClaimPolicy::default(),
+        })
+    }
+
+    fn database(&self) -> PathBuf {
+        self.dir.join("provider.sqlite")
+    }
+}
+
+async fn connect(config: &ProvideConfig, key: &PrivateKeySigner) -> anyhow::Result<Arc<Network>> {
+    let options = ClientOptions {
+        chain_id: Some(config.addresses.chain_id),
+        finality_depth: config.finality_depth.unwrap_or_else(|| finality_depth(config.addresses.chain_id)),
+        ..ClientOptions::default()
+    };
+    let client = ChainClient::connect(config.rpc.as_str(), key.clone(), options)
+        .await
+        .with_context(|| format!("cannot use the chain at {}", config.rpc))?;
+    Ok(Arc::new(Network::new(client, config.addresses)?))
+}
+
+async fn provide(config: ProvideConfig, new_database: bool, mut signals: StopSignals) -> anyhow::Result<()> {
     let key = state::load_or_create_key(&config.key_file)?;
     let isa = config.isa.as_deref().map(str::parse::<assay_num::Isa>).transpose().context("isa")?;
     let file = ModelFile::open(&config.model).with_context(|| format!("cannot open {}", config.model.display()))?;
@@ -111,48 +186,44 @@ async fn provide(config: ProvideConfig, new_database: bool) -> anyhow::Result<()
     let model = load::load_file(file, isa, &config.cache, share.load)?;
     let served = ServedModel {
         id: manifest.model_id(),
-        name: config.model_name,
+        name: config.model_name.clone(),
         model,
         engine: EngineOptions { kv_tokens: share.kv_tokens, ..options },
         prices: config.prices,
     };
-    let options = ClientOptions {
-        chain_id: Some(config.addresses.chain_id),
-        finality_depth: config.finality_depth.unwrap_or_else(|| finality_depth(config.addresses.chain_id)),
-        ..ClientOptions::default()
-    };
-    let client = ChainClient::connect(config.rpc.as_str(), key.clone(), options)
-        .await
-        .with_context(|| format!("cannot use the chain at {}", config.rpc))?;
-    let database = config.dir.join("provider.sqlite");
-    let options = ProviderConfig {
-        database: database.clone(),
-        accepts_new_database: new_database,
-        listen: config.listen.parse().with_context(|| format!("listen: {:?} is no HOST:PORT", config.listen))?,
-        endpoint: None,
-        signer: key,
-        network: config.addresses,
-        stake: config.stake,
-        limits: Limits::default(),
-        claims: ClaimPolicy::default(),
-    };
-    let network = Arc::new(Network::new(client, config.addresses)?);
-    let tracer = Arc::new(FileTracer::new(config.model, manifest.model_id(), config.threads));
+    let network = connect(&config, &key).await?;
+    let tracer = Arc::new(FileTracer::new(config.model.clone(), manifest.model_id(), config.threads));
     let defence = defence(&network, config.dir.join("disputes.json"), tracer);
-    let mut provider = Provider::start(options, network, vec![served]).await?;
+    let mut provider = Provider::start(config.options(key, new_database)?, network, vec![served]).await?;
     if let Some(defence) = defence {
         provider.defend(defence);
     }
+    serve(provider, &mut signals, Parent::Stdin, &config).await
+}
+
+/// Until it is told to stop.
+async fn serve(
+    provider: Provider,
+    signals: &mut StopSignals,
+    parent: Parent,
+    config: &ProvideConfig,
+) -> anyhow::Result<()> {
     say(&json!({"ready": true, "id": provider.id(), "endpoint": provider.endpoint().to_string()}).to_string());
+    let told = async {
+        match parent {
+            Parent::Stdin => signals.wait_as_child().await,
+            Parent::None => signals.wait().await,
+        }
+    };
     let is_broken = tokio::select! {
-        () = signals.wait_as_child() => false,
+        () = told => false,
         () = broken(&provider) => true,
     };
     let farewell = provider.shutdown().await;
     say(&json!({"stopped": true, "charged": farewell.stats.charged_total}).to_string());
     farewell.settled.map_err(|why| anyhow::anyhow!("the last claim failed and is made at the next start: {why}"))?;
     // Whoever started it starts it again, and with room on the disk it serves again.
-    ensure!(!is_broken, "receipts could not be stored in {}", database.display());
+    ensure!(!is_broken, "receipts could not be stored in {}", config.database().display());
     Ok(())
 }
 

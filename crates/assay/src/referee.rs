@@ -3,9 +3,10 @@
 use crate::{load, state};
 use anyhow::Context;
 use assay_engine::{LoadOptions, Model, Runner};
-use assay_gateway::{Referee, Refereed};
+use assay_gateway::{Referee, Refereed, Sign};
 use assay_types::{AuditTask, ModelId, ReceiptFile};
 use assay_verify::audit::examine;
+use assay_verify::likeness::compare;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,6 +89,11 @@ impl Referee for EngineReferee {
         let model = self.model().map_err(|error| crate::one_line(&error))?;
         let examined = examine(task, &model, self.model_id, &mut Runner::new(1)).map_err(|error| error.to_string())?;
         Ok(Refereed { verdict: examined.verdict, leaves: examined.leaves })
+    }
+
+    fn compare(&self, task: &AuditTask) -> Result<Vec<Sign>, String> {
+        let model = self.model().map_err(|error| crate::one_line(&error))?;
+        compare(&task.job, &task.output, &model, self.model_id, &mut Runner::new(1)).map_err(|error| error.to_string())
     }
 
     fn on_conviction(&self, file: &ReceiptFile, first_wrong: u32) {

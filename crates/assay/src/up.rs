@@ -84,6 +84,9 @@ pub struct UpArgs {
     /// File with the key whose account pays bonds [default: DIR/challenger.key, made if it is not there]
     #[arg(long, value_name = "FILE")]
     challenger_key: Option<PathBuf>,
+    /// Mean time between two challenges of one provider, requests of the gateway's own at random times; 0 is none
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    challenge_every: u64,
     #[command(flatten)]
     cache: load::CacheArgs,
     #[command(flatten)]
@@ -305,6 +308,7 @@ async fn start_provider(
         isa: (!args.isa.is_empty()).then(|| args.isa[in_turn(args.isa.len())].to_string()),
         cache: args.cache.absolute().context("--cache-dir")?,
         memory: memory.clone(),
+        upstream: None,
     };
     let path = dir.join("config.json");
     state::write_json(&path, &config)?;
@@ -333,7 +337,12 @@ fn audit_config(
     let convictions = state.file("convictions");
     let referee = EngineReferee::new(path, model.model_id, cache, share.load.context_max, convictions)
         .with_prosecutor(prosecutor);
-    Ok(AuditConfig { auditors: vec![key.address()], referee: Some(Arc::new(referee)), ..AuditConfig::default() })
+    Ok(AuditConfig {
+        auditors: vec![key.address()],
+        referee: Some(Arc::new(referee)),
+        challenge: Duration::from_secs(args.challenge_every),
+        ..AuditConfig::default()
+    })
 }
 
 /// Takes wrong answers to court; `None` if nobody does.

@@ -6,7 +6,8 @@ use anyhow::{Context, bail};
 use assay_chain::client::Registry;
 use assay_chain::{ChainClient, ClientOptions};
 use assay_engine::{LoadOptions, Runner, score};
-use assay_types::{Address, Amount, ProviderId, ReceiptFile};
+use assay_types::{Address, Amount, Class, Job, ProviderId, ReceiptFile};
+use assay_verify::likeness::compare;
 use assay_verify::replay::{Unchecked, Verdict, replay};
 use assay_verify::statements::{self, Statements};
 use clap::Args;
@@ -87,6 +88,14 @@ fn check(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     )];
     for provider in &statements.providers {
         lines.push(format!("signed by {provider}"));
+    }
+    if statements.class == Class::Tolerant {
+        lines.push(
+            "class tolerant: the provider runs an engine of its own. This receipt proves who answered which request with \
+             which tokens, and what was charged; it does not prove that the model gave them. No replay can, and no stake \
+             answers for it: only the provider's reputation does"
+                .into(),
+        );
     }
     for step in [check_stake, check_answer] {
         match step(args, &file, &statements)? {
@@ -171,6 +180,21 @@ fn check_answer(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) 
     let model = loaded.load(&args.cache, LoadOptions { context_max })?;
     let threads = args.threads.unwrap_or_else(load::all_cores);
     let mut runner = Runner::new(threads);
+    if statements.class == Class::Tolerant {
+        let canonical = loaded.manifest()?;
+        if canonical.tolerant().model_id() != file.job.model_id {
+            let error = Unchecked::OtherModel { expected: file.job.model_id, found: canonical.tolerant().model_id() };
+            return Ok(Outcome::Invalid(error.to_string()));
+        }
+        let job = Job { model_id: found, ..file.job.clone() };
+        let signs = compare(&job, &statements.output, &model, found, &mut runner)?;
+        let odd = signs.iter().filter(|sign| sign.is_odd).count();
+        return Ok(Outcome::Valid(vec![format!(
+            "answer: {odd} of {} tokens are not what the canonical engine would have taken (an honest engine has at most \
+             2 % of such where the temperature is 0, else 6.5 %); one answer says little, many are what gateways count",
+            signs.len()
+        )]));
+    }
     match replay(file, statements, &model, found, &mut runner) {
         Ok(Verdict::Exact { tokens }) => {
             let mut lines = vec![format!(

@@ -80,7 +80,26 @@ pub struct DeedRow {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "deed")]
 enum DeedText {
-    Proven { tokens: u64, fees: Amount },
+    Proven {
+        tokens: u64,
+        fees: Amount,
+    },
+    Matched {
+        tokens: u64,
+        odd: u64,
+        fees: Amount,
+    },
+    Deviated {
+        tokens: u64,
+        odd: u64,
+    },
+    #[serde(rename_all = "camelCase")]
+    Answered {
+        tokens: u64,
+        first_millis: u64,
+        millis: u64,
+    },
+    Silent,
     Abandoned,
     Withheld,
     Accused,
@@ -91,6 +110,10 @@ impl DeedRow {
     pub(super) fn text(&self) -> Result<String, StoreError> {
         let text = match self.noted.event.deed {
             Deed::Proven { tokens, fees } => DeedText::Proven { tokens, fees },
+            Deed::Matched { tokens, odd, fees } => DeedText::Matched { tokens, odd, fees },
+            Deed::Deviated { tokens, odd } => DeedText::Deviated { tokens, odd },
+            Deed::Answered { tokens, first_millis, millis } => DeedText::Answered { tokens, first_millis, millis },
+            Deed::Silent => DeedText::Silent,
             Deed::Abandoned => DeedText::Abandoned,
             Deed::Withheld => DeedText::Withheld,
             Deed::Accused => DeedText::Accused,
@@ -103,6 +126,10 @@ impl DeedRow {
         let text = serde_json::from_str(row.try_get("deed")?).map_err(|_| StoreError::BadRow("deed"))?;
         let deed = match text {
             DeedText::Proven { tokens, fees } => Deed::Proven { tokens, fees },
+            DeedText::Matched { tokens, odd, fees } => Deed::Matched { tokens, odd, fees },
+            DeedText::Deviated { tokens, odd } => Deed::Deviated { tokens, odd },
+            DeedText::Answered { tokens, first_millis, millis } => Deed::Answered { tokens, first_millis, millis },
+            DeedText::Silent => Deed::Silent,
             DeedText::Abandoned => Deed::Abandoned,
             DeedText::Withheld => Deed::Withheld,
             DeedText::Accused => Deed::Accused,

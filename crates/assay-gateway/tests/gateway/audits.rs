@@ -202,7 +202,7 @@ async fn a_wrong_answer_is_caught_and_its_provider_gets_nothing_any_more() {
     assert_eq!((convictions[0].0.id.to_string(), convictions[0].1), (id, 7));
     world.check_receipt(&convictions[0].0);
     assert_eq!(score(&world, 0).await, 0);
-    assert_eq!(world.chat(json!({"provider": world.only(0)})).await.status, 429, "nothing is sent there");
+    assert_eq!(world.chat(json!({"provider": world.only(0)})).await.status, 503, "nothing is sent there");
     for _ in 0..4 {
         let reply = world.chat(json!({})).await.json();
         assert_eq!(reply["assay"]["providers"], json!([world.providers[1].id().to_string()]));

@@ -200,3 +200,22 @@ fn coming_back_under_a_new_name_gains_nothing() {
         }
     }
 }
+
+#[test]
+fn deviation_shuts_out_until_half_of_it_has_faded_and_challenges_show_or_offend() {
+    let matched = event(0, Deed::Matched { tokens: 1_000_000, odd: 3, fees: Amount(4_000) });
+    assert_eq!(score(&[matched], 0), score(&[proven(0, 2_000)], 0), "half the weight of proven work");
+    let deviated = event(10, Deed::Deviated { tokens: 300, odd: 60 });
+    let at = |days: u64| score(&[proven(0, 2_000), deviated], 10 + days * DAY);
+    assert_eq!([at(0), at(13)], [0, 0]);
+    assert!(at(15) >= 100_000);
+    let reputation = Reputation::replay(ReputationPolicy::default(), [matched, deviated]);
+    assert_eq!(reputation.components(10).matched_tokens, 0, "it is compared from the start again");
+    assert_eq!(reputation.components(10).deviations_ppm, 1_000_000);
+    let answered = event(0, Deed::Answered { tokens: 20, first_millis: 5, millis: 90 });
+    assert_eq!(score(&[proven(0, 2_000), answered], 0), score(&[proven(0, 2_000)], 0));
+    assert_eq!(
+        score(&[proven(0, 2_000), event(0, Deed::Silent)], 0),
+        score(&[proven(0, 2_000), event(0, Deed::Abandoned)], 0)
+    );
+}

@@ -11,8 +11,10 @@ pub use fake_chain::FakeChain;
 
 use assay_chain::{NetworkAddresses, PrivateKeySigner};
 use assay_engine::{EngineOptions, Model, Replay, Runner, replay};
-use assay_gguf::Gguf;
-use assay_provider::{Chain, ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel, StartError};
+use assay_gguf::{Gguf, Tokenizer};
+use assay_provider::{
+    Chain, ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel, StartError, UpstreamModel, UpstreamOptions,
+};
 use assay_testkit::models::{TinyLlama, tiny_llama};
 use assay_types::{Address, Amount, B256, Finish, Job, ModelId, Prices, SETTLEMENT_ADDRESS, Sampling, TokenId};
 use std::{
@@ -36,6 +38,10 @@ static MODEL_WEIGHTS: LazyLock<Arc<Model>> = LazyLock::new(|| {
     let bytes = tiny_llama(TinyLlama::default());
     Model::load(&Gguf::parse(&bytes).unwrap(), &bytes).unwrap()
 });
+
+pub fn tokenizer() -> Arc<Tokenizer> {
+    Arc::clone(MODEL_WEIGHTS.tokenizer())
+}
 
 pub fn key(n: u8) -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&B256::repeat_byte(n)).unwrap()
@@ -102,8 +108,8 @@ impl Default for Setup {
 }
 
 impl Setup {
-    pub async fn start(&self, directory: &Path, chain: Arc<dyn Chain>) -> Result<Provider, StartError> {
-        let config = ProviderConfig {
+    fn config(&self, directory: &Path) -> ProviderConfig {
+        ProviderConfig {
             database: directory.join("provider.sqlite"),
             accepts_new_database: self.accepts_new_database,
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -113,7 +119,28 @@ impl Setup {
             stake: self.stake,
             limits: self.limits,
             claims: self.claims,
+        }
+    }
+
+    pub async fn start_upstream(
+        &self,
+        directory: &Path,
+        chain: Arc<dyn Chain>,
+        upstream: UpstreamOptions,
+    ) -> Result<Provider, StartError> {
+        let model = UpstreamModel {
+            id: MODEL,
+            name: "tiny".into(),
+            tokenizer: tokenizer(),
+            context_length: 512,
+            prices: PRICES,
+            upstream,
         };
+        Provider::start_upstream(self.config(directory), chain, vec![model]).await
+    }
+
+    pub async fn start(&self, directory: &Path, chain: Arc<dyn Chain>) -> Result<Provider, StartError> {
+        let config = self.config(directory);
         let model = Arc::clone(&MODEL_WEIGHTS);
         let model = ServedModel { id: MODEL, name: "tiny".into(), model, engine: self.engine, prices: PRICES };
         Provider::start(config, chain, vec![model]).await

@@ -1,5 +1,6 @@
 //! End to end: the binary as a user runs it.
 
+mod attacks;
 mod cli;
 mod court;
 mod earnings;
@@ -8,3 +9,4 @@ mod machine;
 mod network;
 mod prosecution;
 mod support;
+mod tolerant;
