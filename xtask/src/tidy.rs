@@ -22,6 +22,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("assay-store", 3),
     ("assay-net", 3),
     ("assay-chain", 3),
+    ("assay-fetch", 4),
     ("assay-verify", 4),
     ("assay-provider", 5),
     ("assay-gateway", 5),
@@ -37,7 +38,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("minijinja", "assay-gguf"),
     ("llguidance", "assay-grammar"),
     ("memmap2", "assay-store"),
-    ("axum", "assay-chain|assay-gateway"),
+    ("axum", "assay-chain|assay-fetch|assay-gateway"),
     ("sqlx", "assay-provider|assay-gateway"),
 ];
 

@@ -1,18 +1,22 @@
-//! Model files on disk: mapping, hashing, manifests, and the cache of packed weights.
+//! Model files on disk: mapping, hashing, manifests, the blocks that they consist of, and the cache of packed weights.
 //!
 //! The only crate that maps files. It does not run models (`assay-engine`) and does not know the network.
 
+mod block_index;
 mod blocks;
 mod cache;
 mod file;
 mod manifest;
 mod map;
+mod shelf;
 mod weights;
 
+pub use block_index::{BlockIndex, Place};
 pub use blocks::cut;
 pub use cache::ManifestCache;
 pub use file::{MappedFile, ModelFile};
 pub use manifest::{manifest, manifest_of};
+pub use shelf::{Shelf, Shelved};
 pub use weights::{
     CacheFile, CacheState, Flaw, Kept, WeightCache, WeightsError, WeightsEvent, WeightsOptions, content_hash,
     dir_beside,

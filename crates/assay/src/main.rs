@@ -23,12 +23,14 @@ mod prosecutor;
 mod provide;
 mod providers;
 mod ps;
+mod pull;
 mod receipts;
 mod referee;
 mod run;
 mod shipped;
 mod state;
 mod stop;
+mod store;
 mod up;
 mod upstream;
 mod usage;
@@ -60,6 +62,10 @@ enum Command {
     Embed(embed::EmbedArgs),
     /// A published model folder (safetensors) to a GGUF file
     Import(import::ImportArgs),
+    /// A model from anywhere: CID, hf:OWNER/NAME, URL, file
+    Pull(pull::PullArgs),
+    /// Gives the models of this machine to others
+    Store(store::StoreArgs),
     /// The models on this machine
     List(inventory::ListArgs),
     /// What a model is and what it needs
@@ -108,6 +114,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Embed(args) => embed::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Pull(args) => pull::run(&args),
+        Command::Store(args) => store::run(&args),
         Command::List(args) => inventory::list(&args),
         Command::Show(args) => inventory::show(&args),
         Command::Rm(args) => inventory::rm(&args),

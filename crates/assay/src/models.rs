@@ -3,9 +3,11 @@
 //! ```text
 //! ~/.assay/models/llama-3.2-1b-q4_k_m.gguf      `assay run llama-3.2-1b-q4_k_m`
 //! ~/.assay/cache/                               packed weights of models in folders that cannot be written
+//! ~/.assay/blocks/                              which block is which part of a model that is given to others
 //! ```
 
 use anyhow::Context as _;
+use assay_dag::{Cid, Codec, Version};
 use std::path::{Path, PathBuf};
 
 /// Ending of the files' names.
@@ -25,6 +27,19 @@ pub fn dir() -> Option<PathBuf> {
 /// The folder for packed weights that cannot be kept beside their model.
 pub fn cache_dir() -> Option<PathBuf> {
     Some(home()?.join(".assay/cache"))
+}
+
+/// The file of a new model of this name; `None` if it is no name.
+pub fn path(name: &str) -> Option<PathBuf> {
+    let file = name.strip_suffix(SUFFIX).unwrap_or(name);
+    is_name(file).then(|| Some(dir()?.join(format!("{file}{SUFFIX}"))))?
+}
+
+/// Where it is kept which block is which part of the file at `path`.
+pub fn block_index(path: &Path) -> Option<PathBuf> {
+    let full = std::path::absolute(path).ok()?;
+    let hash = Cid::of(Version::V1, Codec::Raw, full.as_os_str().as_encoded_bytes());
+    Some(home()?.join(".assay/blocks").join(format!("{hash}.dag")))
 }
 
 /// The file that `name` stands for: a path, or the name of a model in the folder. A path that is there comes first.
@@ -59,8 +74,11 @@ pub fn is_inside(path: &Path) -> bool {
 }
 
 fn find_in(dir: &Path, name: &str) -> Option<PathBuf> {
-    // A name, not a way out of the folder.
-    let is_name = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
     let files = [dir.join(format!("{name}{SUFFIX}")), dir.join(name)];
-    files.into_iter().find(|file| is_name && file.is_file())
+    files.into_iter().find(|file| is_name(name) && file.is_file())
+}
+
+/// A name, not a way out of the folder.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']) && !name.contains(char::is_control)
 }
