@@ -35,6 +35,7 @@ impl Ledger for ChainLedger {
         let registered = listings.into_iter().map(|listing| Registered {
             id: listing.provider,
             endpoint: listing.info.endpoint,
+            transport_key: listing.info.transport_key,
             is_active: listing.active,
         });
         Ok(registered.collect())

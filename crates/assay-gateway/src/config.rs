@@ -4,10 +4,11 @@ use crate::auditing::AuditConfig;
 use crate::model::GatewayModel;
 use crate::x402::X402Config;
 use alloy_signer_local::PrivateKeySigner;
-use assay_net::AddressPolicy;
+use assay_net::{AddressPolicy, Transport};
 use assay_types::Amount;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything a gateway needs.
@@ -29,6 +30,8 @@ pub struct GatewayConfig {
     pub withdraw_delay: u64,
     /// Which addresses a registered endpoint may resolve to.
     pub addresses: AddressPolicy,
+    /// How providers are reached.
+    pub transport: Arc<dyn Transport>,
     /// Who audits, how much, and what comes of it.
     pub audit: AuditConfig,
     /// Bounds.

@@ -4,9 +4,9 @@ use crate::peer::Peer;
 use crate::standing::Standings;
 use arc_swap::ArcSwap;
 use assay_api::{Sort, Wishes};
+use assay_net::Route;
 use assay_protocol::{Candidate, RouteQuery, Snapshot, route};
 use assay_types::{ModelId, Offer, Prices, ProviderId};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 #[derive(Clone, Debug)]
 pub(crate) struct Listing {
     pub(crate) peer: Arc<Peer>,
-    pub(crate) address: SocketAddr,
+    pub(crate) route: Route,
     pub(crate) offer: Arc<Offer>,
     pub(crate) heard: Instant,
 }

@@ -517,7 +517,7 @@ impl Flight {
     async fn with_link(&mut self, attempt: &mut Attempt, open: &ClientFrame) -> Ending {
         let (provider, request) = (attempt.listing.peer.id, attempt.segment.request);
         loop {
-            let mut link = match self.inner.pool.get(provider, attempt.listing.address).await {
+            let mut link = match self.inner.pool.get(provider, attempt.listing.route).await {
                 Ok(link) => link,
                 Err(error) => {
                     attempt.listing.peer.channel.close(request);

@@ -173,8 +173,19 @@ impl Gateway {
         }
         let network = ledger.addresses();
         let settings = Settings::of(&config, network.chain_id);
-        let GatewayConfig { limits, timeouts, signer, models, withdraw_delay, control, audit, x402, database, .. } =
-            config;
+        let GatewayConfig {
+            limits,
+            timeouts,
+            signer,
+            models,
+            withdraw_delay,
+            control,
+            audit,
+            x402,
+            database,
+            transport,
+            ..
+        } = config;
         let control = control.map(|path| Control::bind(&path).map_err(|error| StartError::Control { path, error }));
         let control = control.transpose()?;
         let pool = PoolOptions { connect_timeout: timeouts.connect, ..PoolOptions::new(network.chain_id) };
@@ -195,7 +206,7 @@ impl Gateway {
             directory: Arc::new(Directory::new(timeouts.offer_age_max, standings)),
             comparing: Arc::new(comparing),
             auditing,
-            pool: Arc::new(Pool::new(pool)),
+            pool: Arc::new(Pool::new(transport, pool)),
             purse,
             keys: Keys::open(store.clone()).await?,
             store,

@@ -2,7 +2,7 @@
 //!
 //! A narrow interface, so that the request path cannot reach the chain at all: only the background tasks hold one.
 
-use assay_types::{Address, Amount, ChannelConfig, ChannelId, ProviderId};
+use assay_types::{Address, Amount, B256, ChannelConfig, ChannelId, ProviderId};
 use std::future::Future;
 
 /// A provider as the registry has it.
@@ -10,8 +10,10 @@ use std::future::Future;
 pub struct Registered {
     /// Who.
     pub id: ProviderId,
-    /// Where it listens: `tcp://HOST:PORT`.
+    /// Where it listens: `tls://HOST:PORT` or `tcp://HOST:PORT`.
     pub endpoint: String,
+    /// What it proves there, under TLS.
+    pub transport_key: B256,
     /// Whether its stake is in place; others get no requests.
     pub is_active: bool,
 }

@@ -11,10 +11,9 @@ use crate::ledger::{Ledger, LedgerError, Registered, Withdrawal};
 use crate::metrics::Metrics;
 use crate::peer::Peer;
 use crate::store::{Store, StoreError};
-use assay_net::{AddressPolicy, ClientFrame, Endpoint, NetError, Pool, Pooled, ProviderFrame};
+use assay_net::{AddressPolicy, ClientFrame, Endpoint, NetError, Pool, Pooled, ProviderFrame, Route, TransportKey};
 use assay_types::{Amount, Offer, ProviderId, SignedOffer};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -84,7 +83,8 @@ impl Roster {
 struct Watched {
     peer: Arc<Peer>,
     endpoint: String,
-    address: Option<SocketAddr>,
+    transport_key: TransportKey,
+    route: Option<Route>,
     latest: Option<Listing>,
     /// What went wrong last, so that an outage is logged once.
     trouble: Option<String>,
@@ -166,17 +166,20 @@ impl<L: Ledger> Scout<L> {
             stays
         });
         for provider in active {
+            let transport_key = TransportKey(provider.transport_key.0);
             if let Some(known) = watched.get_mut(&provider.id) {
-                if known.endpoint != provider.endpoint {
+                if known.endpoint != provider.endpoint || known.transport_key != transport_key {
                     known.endpoint = provider.endpoint;
-                    known.address = None;
+                    known.transport_key = transport_key;
+                    known.route = None;
                     known.latest = None;
                 }
                 continue;
             }
             match self.peer(provider.id).await {
                 Ok(peer) => {
-                    let new = Watched { peer, endpoint: provider.endpoint, address: None, latest: None, trouble: None };
+                    let endpoint = provider.endpoint;
+                    let new = Watched { peer, endpoint, transport_key, route: None, latest: None, trouble: None };
                     watched.insert(provider.id, new);
                 }
                 Err(error) => tracing::warn!(provider = %provider.id, %error, "a provider was not taken up"),
@@ -203,25 +206,25 @@ impl<L: Ledger> Scout<L> {
         let mut round = JoinSet::new();
         for (&id, provider) in watched.iter() {
             let (scout, peer) = (Arc::clone(self), Arc::clone(&provider.peer));
-            let (endpoint, address) = (provider.endpoint.clone(), provider.address);
+            let (endpoint, key, route) = (provider.endpoint.clone(), provider.transport_key, provider.route);
             round.spawn(async move {
-                let Some(address) = scout.resolve(&endpoint, address).await else { return (id, None, None) };
-                let asked = tokio::time::timeout(OFFER_DEADLINE, scout.ask(&peer, address)).await;
+                let Some(route) = scout.route(&endpoint, key, route).await else { return (id, None, None) };
+                let asked = tokio::time::timeout(OFFER_DEADLINE, scout.ask(&peer, route)).await;
                 let limit = OFFER_DEADLINE;
                 let offer = asked.unwrap_or(Err(NetError::Timeout { what: "an offer", limit }.into()));
-                (id, Some(address), Some(offer))
+                (id, Some(route), Some(offer))
             });
         }
         while let Some(result) = round.join_next().await {
-            let Ok((id, address, offer)) = result else { continue };
+            let Ok((id, route, offer)) = result else { continue };
             let Some(provider) = watched.get_mut(&id) else { continue };
-            provider.address = address;
+            provider.route = route;
             match offer {
                 Some(Ok(offer)) => {
                     let peer = Arc::clone(&provider.peer);
                     provider.trouble = None;
                     provider.latest =
-                        address.map(|address| Listing { peer, address, offer: Arc::new(offer), heard: Instant::now() });
+                        route.map(|route| Listing { peer, route, offer: Arc::new(offer), heard: Instant::now() });
                 }
                 Some(Err(error)) => {
                     let trouble = error.to_string();
@@ -230,7 +233,7 @@ impl<L: Ledger> Scout<L> {
                     }
                     provider.trouble = Some(trouble);
                     provider.latest = None;
-                    provider.address = None;
+                    provider.route = None;
                 }
                 None => provider.latest = None,
             }
@@ -239,17 +242,17 @@ impl<L: Ledger> Scout<L> {
         self.directory.publish(listings);
     }
 
-    async fn resolve(&self, endpoint: &str, known: Option<SocketAddr>) -> Option<SocketAddr> {
+    async fn route(&self, endpoint: &str, key: TransportKey, known: Option<Route>) -> Option<Route> {
         if known.is_some() {
             return known;
         }
         let parsed: Endpoint = endpoint.parse().ok()?;
-        tokio::time::timeout(OFFER_DEADLINE, parsed.resolve(self.settings.addresses)).await.ok()?.ok()
+        tokio::time::timeout(OFFER_DEADLINE, parsed.route(self.settings.addresses, key)).await.ok()?.ok()
     }
 
     /// Offer, then whatever is open between the two on the same connection.
-    async fn ask(&self, peer: &Peer, address: SocketAddr) -> Result<Offer, OfferFault> {
-        let mut link = self.pool.get(peer.id, address).await?;
+    async fn ask(&self, peer: &Peer, route: Route) -> Result<Offer, OfferFault> {
+        let mut link = self.pool.get(peer.id, route).await?;
         peer.on_offer_asked();
         link.connection.sender.send(&ClientFrame::OfferRequest).await?;
         let offer = match link.connection.receiver.recv::<ProviderFrame>().await? {

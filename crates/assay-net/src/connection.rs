@@ -1,14 +1,13 @@
 //! One connection: frames in both directions over a byte stream, each with a deadline.
 
 use crate::{
-    ClientFrame, CodecError, FRAME_LEN_MAX, Hello, PROTOCOL_VERSION, ProviderFrame, ProviderHello, Refused, decode,
-    encode,
+    ByteStream, ClientFrame, CodecError, FRAME_LEN_MAX, Hello, PROTOCOL_VERSION, ProviderFrame, ProviderHello, Refused,
+    Route, Transport, decode, encode,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use std::{io, net::SocketAddr, pin::Pin, task::Poll, time::Duration};
+use std::{io, pin::Pin, task::Poll, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::TcpStream,
     time::timeout,
 };
 
@@ -43,6 +42,9 @@ pub enum NetError {
     /// The peer is not who or what was expected.
     #[error("{0}")]
     WrongPeer(String),
+    /// A transport key that cannot be used.
+    #[error("transport key: {0}")]
+    Key(String),
 }
 
 /// What a peer said in its Hello.
@@ -78,18 +80,19 @@ pub struct FrameReceiver {
     frame_len_max: u32,
 }
 
-/// Connects to a provider over TCP and exchanges greetings, all within `limit`.
+/// Opens a stream to a provider and exchanges greetings, all within `limit`.
 ///
 /// # Errors
-/// [`NetError`]: nobody listens, it is too slow, refuses, or is on another chain or version.
+/// [`NetError`]: nobody listens, it is too slow, has another key, refuses, or is on another chain or version.
 pub async fn connect(
-    address: SocketAddr,
+    transport: &dyn Transport,
+    route: impl Into<Route>,
     chain_id: u64,
     limit: Duration,
 ) -> Result<(Connection, ProviderHello), NetError> {
+    let route = route.into();
     let attempt = async {
-        let stream = TcpStream::connect(address).await?;
-        let mut connection = Connection::tcp(stream, limit)?;
+        let mut connection = Connection::over(transport.open(route).await?, limit);
         let hello = connection.greet(chain_id).await?;
         Ok((connection, hello))
     };
@@ -97,26 +100,12 @@ pub async fn connect(
 }
 
 impl Connection {
-    /// Frames over any byte stream. `write_timeout` is how long the peer may take for one frame.
+    /// Frames over a stream of bytes. `write_timeout` is how long the peer may take for one frame.
     #[must_use]
-    pub fn over(
-        reader: impl AsyncRead + Send + Unpin + 'static,
-        writer: impl AsyncWrite + Send + Unpin + 'static,
-        write_timeout: Duration,
-    ) -> Self {
-        let sender = FrameSender { io: Box::new(writer), out: Vec::new(), sent: 0, write_timeout };
-        let receiver = FrameReceiver { io: Box::new(reader), buffer: Vec::new(), frame_len_max: FRAME_LEN_MAX };
+    pub fn over(stream: ByteStream, write_timeout: Duration) -> Self {
+        let sender = FrameSender { io: stream.writer, out: Vec::new(), sent: 0, write_timeout };
+        let receiver = FrameReceiver { io: stream.reader, buffer: Vec::new(), frame_len_max: FRAME_LEN_MAX };
         Self { sender, receiver }
-    }
-
-    /// Frames over TCP, each sent at once: Nagle's algorithm would hold a token back for 40 ms.
-    ///
-    /// # Errors
-    /// The socket option can not be set.
-    pub fn tcp(stream: TcpStream, write_timeout: Duration) -> Result<Self, NetError> {
-        stream.set_nodelay(true)?;
-        let (reader, writer) = stream.into_split();
-        Ok(Self::over(reader, writer, write_timeout))
     }
 
     /// The client's part of the greeting.
@@ -186,9 +175,12 @@ impl FrameReceiver {
             if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
                 self.buffer.reserve(READ_BYTES);
             }
-            if self.io.read_buf(&mut self.buffer).await? == 0 {
-                return Err(NetError::Closed);
-            }
+            match self.io.read_buf(&mut self.buffer).await {
+                Ok(0) => return Err(NetError::Closed),
+                // Under TLS the end without a farewell, as a process that was killed leaves it.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(NetError::Closed),
+                read => read?,
+            };
         }
     }
 

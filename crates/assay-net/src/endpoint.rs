@@ -1,5 +1,6 @@
-//! Where a provider says it can be reached: `tcp://HOST:PORT`, as registered on chain.
+//! Where a provider says it can be reached, as registered on chain: `tls://HOST:PORT`, or `tcp://HOST:PORT` in the clear.
 
+use crate::{Route, TransportKey};
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -9,8 +10,27 @@ use std::{
 /// A parsed endpoint.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Endpoint {
+    scheme: Scheme,
     host: String,
     port: u16,
+}
+
+/// How bytes travel.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Scheme {
+    /// TCP in the clear: for one machine, or a network that is trusted.
+    Tcp,
+    /// TLS over TCP; the provider proves its registered transport key.
+    Tls,
+}
+
+impl Scheme {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp://",
+            Self::Tls => "tls://",
+        }
+    }
 }
 
 /// Which addresses a registered endpoint may resolve to. Anyone can register anything: without a policy a gateway
@@ -26,8 +46,8 @@ pub enum AddressPolicy {
 /// Why there is nothing to connect to.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// Not `tcp://HOST:PORT`.
-    #[error("endpoint {0:?} is not tcp://HOST:PORT")]
+    /// Neither `tls://HOST:PORT` nor `tcp://HOST:PORT`.
+    #[error("endpoint {0:?} is neither tls://HOST:PORT nor tcp://HOST:PORT")]
     Malformed(String),
     /// The name does not resolve.
     #[error("endpoint {endpoint} does not resolve: {error}")]
@@ -48,12 +68,27 @@ const HOST_LEN_MAX: usize = 253;
 impl Endpoint {
     /// Of a socket.
     #[must_use]
-    pub fn from_address(address: SocketAddr) -> Self {
+    pub fn from_address(scheme: Scheme, address: SocketAddr) -> Self {
         let host = match address.ip() {
             IpAddr::V4(ip) => ip.to_string(),
             IpAddr::V6(ip) => format!("[{ip}]"),
         };
-        Self { host, port: address.port() }
+        Self { scheme, host, port: address.port() }
+    }
+
+    /// How bytes travel to it.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// Where to connect, and which key to ask for there: the registered one, under TLS.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub async fn route(&self, policy: AddressPolicy, registered: TransportKey) -> Result<Route, EndpointError> {
+        let key = (self.scheme == Scheme::Tls).then_some(registered);
+        Ok(Route { address: self.resolve(policy).await?, key })
     }
 
     /// Resolves the name and returns one allowed address, to which the caller connects without resolving again: a
@@ -72,7 +107,7 @@ impl Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tcp://{}:{}", self.host, self.port)
+        write!(f, "{}{}:{}", self.scheme.prefix(), self.host, self.port)
     }
 }
 
@@ -81,7 +116,10 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let malformed = || EndpointError::Malformed(text.chars().take(300).collect());
-        let (host, port) = text.strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':')).ok_or_else(malformed)?;
+        let schemes = [Scheme::Tcp, Scheme::Tls].into_iter();
+        let found = schemes.filter_map(|scheme| Some((scheme, text.strip_prefix(scheme.prefix())?))).next();
+        let (scheme, rest) = found.ok_or_else(malformed)?;
+        let (host, port) = rest.rsplit_once(':').ok_or_else(malformed)?;
         let is_ipv6 = host.starts_with('[') && host.ends_with(']');
         let allowed =
             |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') || (is_ipv6 && "[:]".contains(c));
@@ -89,7 +127,7 @@ impl FromStr for Endpoint {
         let port = Some(port).filter(|p| p.bytes().all(|b| b.is_ascii_digit())).and_then(|p| p.parse().ok());
         match port {
             Some(port) if port > 0 && !host.is_empty() && host.len() <= HOST_LEN_MAX && host.chars().all(allowed) => {
-                Ok(Self { host: host.to_owned(), port })
+                Ok(Self { scheme, host: host.to_owned(), port })
             }
             _ => Err(malformed()),
         }
@@ -134,7 +172,7 @@ mod tests {
 
     #[test]
     fn only_host_and_port_are_an_endpoint() {
-        for text in ["tcp://127.0.0.1:4000", "tcp://[::1]:1", "tcp://provider-1.example.org:65535"] {
+        for text in ["tcp://127.0.0.1:4000", "tls://[::1]:1", "tls://provider-1.example.org:65535"] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
         let long = format!("tcp://{}:1", "a".repeat(254));
@@ -166,8 +204,8 @@ mod tests {
         for text in ["127.0.0.1:5", "[fe80::1]:7"] {
             let address: SocketAddr = text.parse().unwrap();
             assert_eq!(
-                Endpoint::from_address(address).to_string().parse::<Endpoint>().unwrap().to_string(),
-                format!("tcp://{text}")
+                Endpoint::from_address(Scheme::Tls, address).to_string().parse::<Endpoint>().unwrap().to_string(),
+                format!("tls://{text}")
             );
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::*;
 use assay_types::*;
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -194,12 +194,28 @@ fn a_long_frame_is_not_encoded() {
     assert_eq!(Refused::new(RefusedCode::Busy, "ä".repeat(400)).message.len(), MESSAGE_LEN_MAX);
 }
 
+fn over(
+    reader: impl tokio::io::AsyncRead + Send + Unpin + 'static,
+    writer: impl tokio::io::AsyncWrite + Send + Unpin + 'static,
+) -> Connection {
+    Connection::over(ByteStream::new(reader, writer), LIMIT)
+}
+
+/// In the clear, on a free port.
+async fn listen() -> Listener {
+    Listener::bind(&Sockets, "127.0.0.1:0".parse().unwrap(), None, LIMIT).await.unwrap()
+}
+
+fn pool() -> Pool {
+    Pool::new(Arc::new(Sockets), PoolOptions::new(31_337))
+}
+
 fn pair() -> (Connection, Connection) {
     let ((a_in, a_out), (b_in, b_out)) = {
         let (a, b) = tokio::io::duplex(1 << 10);
         (tokio::io::split(a), tokio::io::split(b))
     };
-    (Connection::over(a_in, a_out, LIMIT), Connection::over(b_in, b_out, LIMIT))
+    (over(a_in, a_out), over(b_in, b_out))
 }
 
 #[tokio::test]
@@ -224,7 +240,7 @@ async fn frames_arrive_in_order_through_a_narrow_pipe() {
 async fn a_frame_in_two_pieces_survives_a_deadline_between_them() {
     let (mut raw, io) = tokio::io::duplex(1 << 10);
     let (reader, writer) = tokio::io::split(io);
-    let mut receiver = Connection::over(reader, writer, LIMIT).receiver;
+    let mut receiver = over(reader, writer).receiver;
     let bytes = bytes_of(&ClientFrame::ReceiptRequest(RequestHash(B256::repeat_byte(0x77))));
     raw.write_all(&bytes[..9]).await.unwrap();
     let early = receiver.recv_within::<ClientFrame>(Duration::from_secs(1)).await;
@@ -250,7 +266,7 @@ async fn a_peer_that_takes_nothing_is_given_up() {
 async fn an_oversized_length_is_refused_before_anything_is_read() {
     let (mut raw, io) = tokio::io::duplex(64);
     let (reader, writer) = tokio::io::split(io);
-    let mut receiver = Connection::over(reader, writer, LIMIT).receiver;
+    let mut receiver = over(reader, writer).receiver;
     receiver.limit_frames(1_000);
     raw.write_all(&1_001u32.to_le_bytes()).await.unwrap();
     let result = receiver.recv::<ClientFrame>().await;
@@ -265,11 +281,9 @@ fn hello() -> ProviderHello {
 async fn serve(listener: Listener, count: usize) {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..count {
-        let (mut connection, _) = listener.accept().await.unwrap();
+        let guest = listener.accept().await.unwrap();
         tasks.spawn(async move {
-            if connection.welcome(hello(), LIMIT).await.is_err() {
-                return;
-            }
+            let Ok(mut connection) = guest.welcome(hello(), FRAME_LEN_MAX, LIMIT).await else { return };
             while let Ok(frame) = connection.receiver.recv::<ClientFrame>().await {
                 assert_eq!(frame, ClientFrame::OfferRequest);
                 connection.sender.send(&ProviderFrame::Offer(offer())).await.unwrap();
@@ -281,61 +295,57 @@ async fn serve(listener: Listener, count: usize) {
 
 #[tokio::test]
 async fn a_pool_reuses_a_connection_and_replaces_a_dead_one() {
-    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), LIMIT).await.unwrap();
+    let listener = listen().await;
     let address = listener.address().unwrap();
     let server = tokio::spawn(serve(listener, 2));
-    let pool = Pool::new(PoolOptions::new(31_337));
+    let pool = pool();
     let provider = hello().provider;
     for is_reused in [false, true, true] {
-        let mut pooled = pool.get(provider, address).await.unwrap();
+        let mut pooled = pool.get(provider, address.into()).await.unwrap();
         assert_eq!(pooled.is_reused, is_reused);
         pooled.connection.sender.send(&ClientFrame::OfferRequest).await.unwrap();
         assert_eq!(pooled.connection.receiver.recv::<ProviderFrame>().await.unwrap(), ProviderFrame::Offer(offer()));
         pool.give_back(pooled);
     }
     // One that was dropped is closed, one with an unasked-for answer on it is not used again.
-    let mut pooled = pool.get(provider, address).await.unwrap();
+    let mut pooled = pool.get(provider, address.into()).await.unwrap();
     pooled.connection.sender.send(&ClientFrame::OfferRequest).await.unwrap();
     let waiting = pooled.connection.receiver.recv::<ProviderFrame>().await.unwrap();
     assert_eq!(waiting, ProviderFrame::Offer(offer()));
     drop(pooled);
-    assert!(!pool.get(provider, address).await.unwrap().is_reused);
+    assert!(!pool.get(provider, address.into()).await.unwrap().is_reused);
     pool.forget(provider);
     server.await.unwrap();
 }
 
 #[tokio::test]
 async fn a_connection_closed_by_the_provider_is_not_lent() {
-    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), LIMIT).await.unwrap();
+    let listener = listen().await;
     let address = listener.address().unwrap();
-    let pool = Pool::new(PoolOptions::new(31_337));
+    let pool = pool();
     let provider = hello().provider;
     let (closed, on_close) = tokio::sync::oneshot::channel();
     let server = tokio::spawn(async move {
-        let (mut first, _) = listener.accept().await.unwrap();
-        first.welcome(hello(), LIMIT).await.unwrap();
-        drop(first);
+        drop(listener.accept().await.unwrap().welcome(hello(), FRAME_LEN_MAX, LIMIT).await.unwrap());
         closed.send(()).unwrap();
-        let (mut second, _) = listener.accept().await.unwrap();
-        second.welcome(hello(), LIMIT).await.unwrap();
-        second
+        listener.accept().await.unwrap().welcome(hello(), FRAME_LEN_MAX, LIMIT).await.unwrap()
     });
-    let mut pooled = pool.get(provider, address).await.unwrap();
+    let mut pooled = pool.get(provider, address.into()).await.unwrap();
     on_close.await.unwrap();
     // Wait for the end of the stream without taking anything from it.
     assert!(matches!(pooled.connection.receiver.recv::<ProviderFrame>().await, Err(NetError::Closed)));
     pool.give_back(pooled);
-    assert!(!pool.get(provider, address).await.unwrap().is_reused);
+    assert!(!pool.get(provider, address.into()).await.unwrap().is_reused);
     server.await.unwrap();
 }
 
 #[tokio::test]
 async fn another_version_chain_or_provider_is_refused_with_the_reason() {
-    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), LIMIT).await.unwrap();
+    let listener = listen().await;
     let address = listener.address().unwrap();
     let server = tokio::spawn(serve(listener, 4));
 
-    let other_chain = connect(address, 1, LIMIT).await;
+    let other_chain = connect(&Sockets, address, 1, LIMIT).await;
     assert!(matches!(other_chain, Err(NetError::Refused(Refused { code: RefusedCode::Network, .. }))));
 
     let mut raw = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -354,16 +364,18 @@ async fn another_version_chain_or_provider_is_refused_with_the_reason() {
     let _ = raw.read_to_end(&mut answer).await;
     assert!(answer.is_empty());
 
-    let pool = Pool::new(PoolOptions::new(31_337));
-    let other_provider = pool.get(ProviderId(Address::repeat_byte(1)), address).await;
+    let pool = pool();
+    let other_provider = pool.get(ProviderId(Address::repeat_byte(1)), address.into()).await;
     assert!(matches!(other_provider, Err(NetError::WrongPeer(_))));
     server.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_never_greets_is_dropped() {
-    let (client, mut provider) = pair();
-    let result = provider.welcome(hello(), Duration::from_secs(5)).await;
+    let listener = listen().await;
+    let client = tokio::net::TcpStream::connect(listener.address().unwrap()).await.unwrap();
+    let guest = listener.accept().await.unwrap();
+    let result = guest.welcome(hello(), FRAME_LEN_MAX, Duration::from_secs(5)).await.map(|_| ());
     assert!(matches!(result, Err(NetError::Timeout { what: "the greeting", .. })));
     drop(client);
 }

@@ -1,12 +1,12 @@
 //! What a gateway and a provider say to each other, and the bytes it travels in.
 //!
 //! Owns the frames ([`ClientFrame`], [`ProviderFrame`]), their encoding ([`encode`], [`decode`]), a [`Connection`] over
-//! any byte stream, the TCP [`Listener`] and the client's [`Pool`]. Knows nothing of money, models or chains: a frame
+//! any [`Transport`], the provider's [`Listener`] and the client's [`Pool`]. Knows nothing of money, models or chains: a frame
 //! that decodes is well-formed, not true.
 //!
-//! The transport of this release is plain TCP: no encryption, and the provider id in a Hello is a claim. What matters
-//! is signed inside the frames (vouchers, receipts, offers), so somebody in between can read and cut a stream but not
-//! change or charge it. [`Connection::over`] takes any pair of byte streams; TLS and other transports come in there.
+//! Streams run over TCP: under TLS, where the provider proves the transport key that the registry has of it, or in the
+//! clear, where its id in a Hello is a claim. What matters is signed inside the frames either way (vouchers, receipts,
+//! offers): who is in between can cut a stream, and without TLS read it, but not change or charge it.
 //!
 //! ```text
 //! client                               provider
@@ -27,6 +27,8 @@ mod endpoint;
 mod frame;
 mod listener;
 mod pool;
+mod tls;
+mod transport;
 
 #[cfg(test)]
 mod frame_tests;
@@ -34,10 +36,12 @@ mod frame_tests;
 pub use assay_types::Done;
 pub use codec::{CodecError, FRAME_LEN_MAX, decode, encode};
 pub use connection::{Connection, FrameReceiver, FrameSender, NetError, Peer, connect};
-pub use endpoint::{AddressPolicy, Endpoint, EndpointError};
+pub use endpoint::{AddressPolicy, Endpoint, EndpointError, Scheme};
 pub use frame::{
     ChannelReport, ChannelRequest, ClientFrame, Hello, MESSAGE_LEN_MAX, Open, PROTOCOL_VERSION, Pay, ProviderFrame,
     ProviderHello, ReceiptReport, Refused, RefusedCode,
 };
-pub use listener::Listener;
+pub use listener::{Guest, Listener};
 pub use pool::{Pool, PoolOptions, Pooled};
+pub use tls::{TransportKey, TransportSecret};
+pub use transport::{Acceptor, ByteStream, Doing, Incoming, Route, Sockets, Transport};

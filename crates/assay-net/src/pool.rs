@@ -1,11 +1,10 @@
 //! The client's idle connections: a job takes one, and gives it back when it has ended in order.
 
-use crate::{Connection, NetError, connect};
+use crate::{Connection, NetError, Route, Transport, connect};
 use assay_types::ProviderId;
 use std::{
     collections::HashMap,
-    net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -34,13 +33,14 @@ impl PoolOptions {
 
 /// Idle connections by provider. Holds at most `idle_max` for each provider it was ever asked for.
 pub struct Pool {
+    transport: Arc<dyn Transport>,
     options: PoolOptions,
     idle: Mutex<HashMap<ProviderId, Vec<Idle>>>,
 }
 
 struct Idle {
     connection: Connection,
-    address: SocketAddr,
+    route: Route,
     since: Instant,
 }
 
@@ -52,43 +52,45 @@ pub struct Pooled {
     /// have closed it for idleness: try once more with a fresh one.
     pub is_reused: bool,
     provider: ProviderId,
-    address: SocketAddr,
+    route: Route,
 }
 
 impl Pool {
-    /// An empty pool.
+    /// An empty pool of connections over `transport`.
     #[must_use]
-    pub fn new(options: PoolOptions) -> Self {
-        Self { options, idle: Mutex::new(HashMap::new()) }
+    pub fn new(transport: Arc<dyn Transport>, options: PoolOptions) -> Self {
+        Self { transport, options, idle: Mutex::new(HashMap::new()) }
     }
 
-    /// A connection to `provider` at `address`: an idle one that is still alive, or a new one.
+    /// A connection to `provider` at `route`: an idle one that is still alive, or a new one.
     ///
     /// # Errors
     /// It can not be reached, or somebody else answers there.
-    pub async fn get(&self, provider: ProviderId, address: SocketAddr) -> Result<Pooled, NetError> {
+    pub async fn get(&self, provider: ProviderId, route: Route) -> Result<Pooled, NetError> {
         while let Some(idle) = self.take(provider) {
             let mut connection = idle.connection;
-            let is_fresh = idle.since.elapsed() < self.options.idle_timeout && idle.address == address;
+            let is_fresh = idle.since.elapsed() < self.options.idle_timeout && idle.route == route;
             if is_fresh && connection.receiver.is_quiet().await {
-                return Ok(Pooled { connection, is_reused: true, provider, address });
+                return Ok(Pooled { connection, is_reused: true, provider, route });
             }
         }
-        let (connection, hello) = connect(address, self.options.chain_id, self.options.connect_timeout).await?;
+        let (connection, hello) =
+            connect(&*self.transport, route, self.options.chain_id, self.options.connect_timeout).await?;
         if hello.provider != provider {
-            return Err(NetError::WrongPeer(format!("{address} is provider {}, not {provider}", hello.provider)));
+            let found = hello.provider;
+            return Err(NetError::WrongPeer(format!("{} is provider {found}, not {provider}", route.address)));
         }
-        Ok(Pooled { connection, is_reused: false, provider, address })
+        Ok(Pooled { connection, is_reused: false, provider, route })
     }
 
     /// Takes back a connection whose last job has ended with Done or Refused.
     pub fn give_back(&self, pooled: Pooled) {
-        let Pooled { connection, provider, address, .. } = pooled;
+        let Pooled { connection, provider, route, .. } = pooled;
         let mut idle = self.lock();
         let kept = idle.entry(provider).or_default();
         kept.retain(|idle| idle.since.elapsed() < self.options.idle_timeout);
         if kept.len() < self.options.idle_max {
-            kept.push(Idle { connection, address, since: Instant::now() });
+            kept.push(Idle { connection, route, since: Instant::now() });
         }
     }
 

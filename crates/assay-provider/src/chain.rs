@@ -22,11 +22,21 @@ pub struct ChannelOnChain {
     pub is_withdrawing: bool,
 }
 
+/// What a provider tells the registry of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Where it can be reached.
+    pub endpoint: String,
+    /// What it proves there, if that is under TLS. The registry wants one of everybody; in the clear it is the
+    /// provider's address, which says the same about who answers there: nothing.
+    pub transport_key: B256,
+}
+
 /// A provider as the registry has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Registered {
-    /// Where it says it can be reached; none if it is not registered.
-    pub endpoint: Option<String>,
+    /// None if it is not registered.
+    pub entry: Option<Entry>,
     /// Active stake.
     pub stake: Amount,
 }
@@ -49,18 +59,13 @@ pub trait Chain: Send + Sync + 'static {
     fn registered(&self) -> Answer<'_, Registered>;
 
     /// Enters the provider.
-    fn register(&self, endpoint: String) -> Answer<'_, ()>;
+    fn register(&self, entry: Entry) -> Answer<'_, ()>;
 
     /// Changes the entry.
-    fn update_endpoint(&self, endpoint: String) -> Answer<'_, ()>;
+    fn update(&self, entry: Entry) -> Answer<'_, ()>;
 
     /// Adds to the active stake.
     fn stake(&self, amount: Amount) -> Answer<'_, ()>;
-}
-
-/// The registry wants a transport key. TCP has none; the address says the same about who answers there: nothing.
-fn transport_key(network: &Network) -> B256 {
-    network.client.address().into_word()
 }
 
 impl Chain for Network {
@@ -102,20 +107,21 @@ impl Chain for Network {
             let provider = ProviderId(self.client.address());
             let info = self.registry.provider(provider).await?;
             let stake = self.registry.stake_of(provider).await?;
-            Ok(Registered { endpoint: info.map(|info| info.endpoint), stake })
+            let entry = info.map(|info| Entry { endpoint: info.endpoint, transport_key: info.transport_key });
+            Ok(Registered { entry, stake })
         })
     }
 
-    fn register(&self, endpoint: String) -> Answer<'_, ()> {
+    fn register(&self, entry: Entry) -> Answer<'_, ()> {
         Box::pin(async move {
-            self.registry.register(&endpoint, transport_key(self), B256::ZERO).await?;
+            self.registry.register(&entry.endpoint, entry.transport_key, B256::ZERO).await?;
             Ok(())
         })
     }
 
-    fn update_endpoint(&self, endpoint: String) -> Answer<'_, ()> {
+    fn update(&self, entry: Entry) -> Answer<'_, ()> {
         Box::pin(async move {
-            self.registry.update(&endpoint, transport_key(self), B256::ZERO).await?;
+            self.registry.update(&entry.endpoint, entry.transport_key, B256::ZERO).await?;
             Ok(())
         })
     }
@@ -128,12 +134,12 @@ impl Chain for Network {
     }
 }
 
-/// Registers `endpoint` if it is not what the registry has, and stakes what is missing to `stake`.
-pub(crate) async fn enroll(chain: &dyn Chain, endpoint: String, stake: Amount) -> Result<(), ChainError> {
+/// Registers `entry` if it is not what the registry has, and stakes what is missing to `stake`.
+pub(crate) async fn enroll(chain: &dyn Chain, entry: Entry, stake: Amount) -> Result<(), ChainError> {
     let registered = chain.registered().await?;
-    match registered.endpoint {
-        None => chain.register(endpoint).await?,
-        Some(found) if found != endpoint => chain.update_endpoint(endpoint).await?,
+    match registered.entry {
+        None => chain.register(entry).await?,
+        Some(found) if found != entry => chain.update(entry).await?,
         Some(_) => {}
     }
     let missing = stake.saturating_sub(registered.stake);

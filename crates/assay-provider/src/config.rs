@@ -2,7 +2,7 @@
 
 use assay_chain::{NetworkAddresses, PrivateKeySigner};
 use assay_engine::{EngineOptions, Model};
-use assay_net::Endpoint;
+use assay_net::{Endpoint, Transport, TransportSecret};
 use assay_types::{Amount, ModelId, Prices};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -17,6 +17,10 @@ pub struct ProviderConfig {
     pub listen: SocketAddr,
     /// What to register, if gateways reach this provider elsewhere than at `listen`.
     pub endpoint: Option<Endpoint>,
+    /// How clients reach it.
+    pub transport: Arc<dyn Transport>,
+    /// What it proves to them, under TLS; without it everything travels in the clear.
+    pub transport_secret: Option<TransportSecret>,
     /// The registered and staked identity: signs receipts and offers, receives payments.
     pub signer: PrivateKeySigner,
     /// Chain and contracts.

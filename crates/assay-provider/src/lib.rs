@@ -25,7 +25,7 @@ mod serve;
 mod store;
 mod upstream;
 
-pub use chain::{Answer, Chain, ChannelOnChain, Registered};
+pub use chain::{Answer, Chain, ChannelOnChain, Entry, Registered};
 pub use config::{ClaimPolicy, Limits, ProviderConfig, ServedModel};
 pub use defence::{DefenceOptions, Tracer};
 pub use earnings::{ChannelEarnings, ModelEarnings, earnings};

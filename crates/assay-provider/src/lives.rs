@@ -1,6 +1,6 @@
 //! Random lives of a network with this provider's ledger and database in it. See `assay_testkit::actions`.
 
-use crate::chain::{Answer, Chain, ChannelOnChain, Registered};
+use crate::chain::{Answer, Chain, ChannelOnChain, Entry, Registered};
 use crate::claims::{self, Scope};
 use crate::ledger::{self, ChannelPolicy, Clock, Ledger, LedgerKeys, OpenStream};
 use crate::store::{Identity, Spoken, Store};
@@ -64,11 +64,11 @@ impl Chain for ShownChain {
         unreachable!("asked when a provider starts, which is not simulated")
     }
 
-    fn register(&self, _: String) -> Answer<'_, ()> {
+    fn register(&self, _: Entry) -> Answer<'_, ()> {
         unreachable!("asked when a provider starts, which is not simulated")
     }
 
-    fn update_endpoint(&self, _: String) -> Answer<'_, ()> {
+    fn update(&self, _: Entry) -> Answer<'_, ()> {
         unreachable!("asked when a provider starts, which is not simulated")
     }
 

@@ -7,7 +7,7 @@
 
 use crate::{
     backend::Backend,
-    chain::{Chain, enroll},
+    chain::{Chain, Entry, enroll},
     claims::{self, ClaimTimes},
     config::{ProviderConfig, ServedModel},
     defence::{Defence, DefenceOptions},
@@ -19,8 +19,8 @@ use crate::{
 };
 use assay_chain::ChainError;
 use assay_engine::Engine;
-use assay_net::{Endpoint, Listener, NetError};
-use assay_types::{Amount, ModelOffer, Offer, ProviderId, RequestHash, receipt_domain, settlement_domain};
+use assay_net::{Endpoint, Listener, NetError, Scheme};
+use assay_types::{Amount, B256, ModelOffer, Offer, ProviderId, RequestHash, receipt_domain, settlement_domain};
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
@@ -73,9 +73,24 @@ pub enum StartError {
         /// Why.
         error: NetError,
     },
+    /// The transport key.
+    #[error(transparent)]
+    Key(NetError),
+    /// What is to be registered is not what is served.
+    #[error("endpoint {endpoint} cannot be served: this provider {}", manner(.is_sealed))]
+    Scheme {
+        /// Which.
+        endpoint: Endpoint,
+        /// Whether the provider speaks TLS.
+        is_sealed: bool,
+    },
     /// No model, too many, or one twice.
     #[error("a provider serves 1 to {} models, each once", Offer::MODELS_MAX)]
     Models,
+}
+
+fn manner(is_sealed: &bool) -> &'static str {
+    if *is_sealed { "speaks TLS" } else { "has no transport key, so it speaks in the clear" }
 }
 
 /// What a provider has done.
@@ -179,10 +194,20 @@ impl Provider {
             }
         }
         let listen_error = |error| StartError::Listen { address: config.listen, error };
-        let listener = Listener::bind(config.listen, config.limits.write_timeout).await.map_err(listen_error)?;
+        let secret = config.transport_secret;
+        let scheme = if secret.is_some() { Scheme::Tls } else { Scheme::Tcp };
+        let transport_key = match &secret {
+            Some(secret) => B256::from(secret.public().map_err(StartError::Key)?.0),
+            None => identity.provider.0.into_word(),
+        };
+        let bound = Listener::bind(&*config.transport, config.listen, secret, config.limits.write_timeout).await;
+        let listener = bound.map_err(listen_error)?;
         let address = listener.address().map_err(listen_error)?;
-        let endpoint = config.endpoint.clone().unwrap_or_else(|| Endpoint::from_address(address));
-        enroll(&*chain, endpoint.to_string(), config.stake).await?;
+        let endpoint = config.endpoint.unwrap_or_else(|| Endpoint::from_address(scheme, address));
+        if endpoint.scheme() != scheme {
+            return Err(StartError::Scheme { endpoint, is_sealed: scheme == Scheme::Tls });
+        }
+        enroll(&*chain, Entry { endpoint: endpoint.to_string(), transport_key }, config.stake).await?;
 
         let keys = LedgerKeys {
             signer: config.signer,
@@ -356,8 +381,8 @@ async fn accept(service: Arc<Service>, listener: Listener) {
             }
         };
         match accepted {
-            Ok((connection, peer)) => {
-                let ip = peer.ip().to_canonical();
+            Ok(guest) => {
+                let ip = guest.peer.ip().to_canonical();
                 let count = by_address.get(&ip).copied().unwrap_or(0);
                 // Full: closing at once tells a client more than a silent queue.
                 if connections.len() >= service.limits.connections_max
@@ -368,7 +393,7 @@ async fn accept(service: Arc<Service>, listener: Listener) {
                 by_address.insert(ip, count + 1);
                 let service = Arc::clone(&service);
                 connections.spawn(async move {
-                    service.connection(connection).await;
+                    service.connection(guest).await;
                     ip
                 });
             }

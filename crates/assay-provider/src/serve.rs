@@ -11,8 +11,8 @@ use crate::{
     store::Spoken,
 };
 use assay_net::{
-    ClientFrame, CodecError, Connection, Done, NetError, Open, PROTOCOL_VERSION, ProviderFrame, ProviderHello, Refused,
-    RefusedCode,
+    ClientFrame, CodecError, Connection, Done, Guest, NetError, Open, PROTOCOL_VERSION, ProviderFrame, ProviderHello,
+    Refused, RefusedCode,
 };
 use assay_protocol::{Bill, ServedStream, Step, StreamTerms};
 use assay_types::{
@@ -91,18 +91,17 @@ enum Cut {
 
 impl Service {
     /// Serves a connection until it ends.
-    pub async fn connection(self: Arc<Self>, mut connection: Connection) {
-        let result = self.converse(&mut connection).await;
+    pub async fn connection(self: Arc<Self>, guest: Guest) {
+        let result = self.converse(guest).await;
         if let Err(error @ (NetError::Codec(_) | NetError::WrongPeer(_))) = result {
             tracing::debug!(%error, "a connection was closed");
         }
     }
 
-    async fn converse(&self, connection: &mut Connection) -> Result<(), NetError> {
+    async fn converse(&self, guest: Guest) -> Result<(), NetError> {
         let provider = self.ledger.provider;
         let hello = ProviderHello { version: PROTOCOL_VERSION, chain_id: self.chain_id, provider };
-        connection.receiver.limit_frames(self.frame_len_max());
-        connection.welcome(hello, self.limits.greeting_timeout).await?;
+        let connection = &mut guest.welcome(hello, self.frame_len_max(), self.limits.greeting_timeout).await?;
         loop {
             let frame = tokio::select! {
                 frame = connection.receiver.recv_within(self.limits.idle_timeout) => frame,

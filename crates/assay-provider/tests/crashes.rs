@@ -2,10 +2,10 @@
 
 mod support;
 
-use assay_net::{ChannelRequest, ClientFrame, Done, ProviderFrame, RefusedCode};
-use assay_provider::{ClaimPolicy, Limits, StartError};
-use assay_types::{Amount, Finish};
-use std::time::Duration;
+use assay_net::{ChannelRequest, ClientFrame, Done, ProviderFrame, RefusedCode, Route, TransportSecret};
+use assay_provider::{ClaimPolicy, Limits, ProviderConfig, StartError};
+use assay_types::{Amount, B256, Finish};
+use std::{sync::Arc, time::Duration};
 use support::{Client, Setup, World, claims, job, limits};
 
 #[tokio::test]
@@ -186,6 +186,37 @@ async fn a_restart_registers_only_what_changed() {
 }
 
 #[tokio::test]
+async fn under_tls_the_key_is_registered_and_proven() {
+    let mut world = World::new(Setup::default());
+    let sealed = |byte| TransportSecret::from_seed([byte; 32]);
+    world.start().await.shutdown().await;
+    for byte in [1, 2] {
+        world.setup.transport_secret = Some(sealed(byte));
+        let provider = world.start().await;
+        let endpoint = format!("tls://{}", provider.address());
+        assert_eq!(world.chain.registrations().last(), Some(&format!("update {endpoint}")));
+        let key = sealed(byte).public().unwrap();
+        assert_eq!(world.chain.transport_key(), Some(B256::from(key.0)));
+
+        let route = Route { address: provider.address(), key: Some(key) };
+        let mut client = Client::connect(route, Arc::clone(&world.wallet)).await;
+        assert_eq!(client.run(&job(8)).await.output.len(), 8);
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_not_registered() {
+    let world = World::new(Setup::default());
+    let endpoint = "tls://provider.example:1".parse().unwrap();
+    let config = ProviderConfig { endpoint: Some(endpoint), ..world.setup.config(world.directory.path()) };
+    let refused = world.setup.start_as(config, world.chain.clone()).await.map(drop);
+    let Err(error @ StartError::Scheme { .. }) = refused else { panic!("{refused:?}") };
+    assert!(error.to_string().contains("tls://provider.example:1 cannot be served"), "{error}");
+    assert!(world.chain.registrations().is_empty());
+}
+
+#[tokio::test]
 async fn a_draining_provider_takes_no_new_connection() {
     let world = World::new(Setup::default());
     let provider = world.start().await;
@@ -194,7 +225,11 @@ async fn a_draining_provider_takes_no_new_connection() {
     client.send(ClientFrame::OfferRequest).await;
     client.next().await.unwrap();
     provider.shutdown().await;
-    assert!(assay_net::connect(address, world.setup.network.chain_id, Duration::from_secs(5)).await.is_err());
+    assert!(
+        assay_net::connect(&assay_net::Sockets, address, world.setup.network.chain_id, Duration::from_secs(5))
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]

@@ -134,11 +134,15 @@ async fn third_connection_is_closed(world: World) {
     let mut two = world.client(&provider).await;
     one.offer().await;
     two.offer().await;
-    assert!(assay_net::connect(provider.address(), world.setup.network.chain_id, LONG).await.is_err());
+    assert!(
+        assay_net::connect(&assay_net::Sockets, provider.address(), world.setup.network.chain_id, LONG).await.is_err()
+    );
     drop(two);
     // The place is free when the provider has seen the end of it.
     let mut three = loop {
-        if let Ok((connection, _)) = assay_net::connect(provider.address(), world.setup.network.chain_id, LONG).await {
+        if let Ok((connection, _)) =
+            assay_net::connect(&assay_net::Sockets, provider.address(), world.setup.network.chain_id, LONG).await
+        {
             break connection;
         }
     };

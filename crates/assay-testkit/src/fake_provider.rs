@@ -8,8 +8,8 @@ use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use assay_gguf::{FinishReason, OutputLimits, OutputText, Tokenizer};
 use assay_net::{
-    ChannelReport, ChannelRequest, ClientFrame, Connection, Done, Listener, NetError, Open, PROTOCOL_VERSION,
-    ProviderFrame, ProviderHello, ReceiptReport, Refused, RefusedCode,
+    ChannelReport, ChannelRequest, ClientFrame, Connection, Done, FRAME_LEN_MAX, Guest, Listener, NetError, Open,
+    PROTOCOL_VERSION, ProviderFrame, ProviderHello, ReceiptReport, Refused, RefusedCode, Sockets, TransportSecret,
 };
 use assay_protocol::{ChannelTerms, ReceiverChannel, ReceiverState, StreamTerms};
 use assay_types::{
@@ -45,8 +45,10 @@ pub struct Script {
     pub tokenizer: Arc<Tokenizer>,
     /// Output tokens by position; after the last one, always the last one.
     pub output: Vec<TokenId>,
-    /// Its key is 32 times this byte; not 0.
+    /// Its key is 32 times this byte; not 0. So is its transport key.
     pub key: u8,
+    /// Whether it speaks TLS.
+    pub is_sealed: bool,
 }
 
 /// How it misbehaves. Positions count output tokens of the whole answer, prefix included.
@@ -145,7 +147,7 @@ impl FakeProvider {
         let signer = PrivateKeySigner::from_bytes(&B256::repeat_byte(script.key)).expect("a non-zero byte is a key");
         let id = ProviderId(signer.address());
         let loopback = "127.0.0.1:0".parse().expect("a socket address");
-        let listener = Listener::bind(loopback, PATIENCE).await.expect("a free port");
+        let listener = listen(&script, loopback).await.expect("a free port");
         let address = listener.address().expect("a bound socket has an address");
         let shared = Arc::new(Shared {
             script,
@@ -169,10 +171,21 @@ impl FakeProvider {
         self.shared.id
     }
 
-    /// `tcp://127.0.0.1:PORT`.
+    /// `tcp://127.0.0.1:PORT`, or `tls://`.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("tcp://{}", self.address)
+        let scheme = if self.shared.script.is_sealed { "tls" } else { "tcp" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// What it proves to clients, if it speaks TLS.
+    ///
+    /// # Panics
+    /// If the cryptographic library refuses the key.
+    #[must_use]
+    pub fn transport_key(&self) -> B256 {
+        let key = secret(&self.shared.script).public().expect("a usable key");
+        B256::from(key.0)
     }
 
     /// From the next job or offer on.
@@ -262,7 +275,7 @@ impl FakeProvider {
     pub async fn revive(&self) {
         self.set(Trick::Honest);
         self.shared.dead.send_replace(false);
-        let listener = Listener::bind(self.address, PATIENCE).await.expect("its port is free again");
+        let listener = listen(&self.shared.script, self.address).await.expect("its port is free again");
         self.accept(listener);
     }
 
@@ -271,16 +284,16 @@ impl FakeProvider {
         let task = tokio::spawn(async move {
             let mut dead = shared.dead.subscribe();
             loop {
-                let connection = tokio::select! {
+                let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
                     _ = dead.wait_for(|dead| *dead) => return,
                 };
-                let Ok((connection, _)) = connection else { continue };
+                let Ok(guest) = accepted else { continue };
                 let (shared, mut dead) = (Arc::clone(&shared), shared.dead.subscribe());
                 tokio::spawn(async move {
                     tokio::select! {
                         // The peer's leaving is what ends most connections.
-                        _ = shared.converse(connection) => {}
+                        _ = shared.converse(guest) => {}
                         _ = dead.wait_for(|dead| *dead) => {}
                     }
                 });
@@ -294,6 +307,14 @@ impl Drop for FakeProvider {
     fn drop(&mut self) {
         self.shared.dead.send_replace(true);
     }
+}
+
+fn secret(script: &Script) -> TransportSecret {
+    TransportSecret::from_seed([script.key; 32])
+}
+
+async fn listen(script: &Script, address: std::net::SocketAddr) -> Result<Listener, NetError> {
+    Listener::bind(&Sockets, address, script.is_sealed.then(|| secret(script)), PATIENCE).await
 }
 
 /// One job on its way.
@@ -315,9 +336,9 @@ impl Shared {
         self.state.lock().expect("no panic while held")
     }
 
-    async fn converse(self: &Arc<Self>, mut connection: Connection) -> Result<(), NetError> {
+    async fn converse(self: &Arc<Self>, guest: Guest) -> Result<(), NetError> {
         let hello = ProviderHello { version: PROTOCOL_VERSION, chain_id: self.script.chain_id, provider: self.id };
-        connection.welcome(hello, PATIENCE).await?;
+        let mut connection = guest.welcome(hello, FRAME_LEN_MAX, PATIENCE).await?;
         loop {
             let answer = match connection.receiver.recv::<ClientFrame>().await? {
                 ClientFrame::OfferRequest => ProviderFrame::Offer(self.offer()),

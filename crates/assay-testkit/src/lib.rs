@@ -6,6 +6,8 @@ pub mod encoders;
 #[cfg(feature = "peers")]
 pub mod fake_provider;
 pub mod judge_vectors;
+#[cfg(feature = "peers")]
+pub mod memory_net;
 pub mod models;
 #[cfg(feature = "money")]
 pub mod settlement;

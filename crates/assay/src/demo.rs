@@ -21,6 +21,7 @@ use assay_engine::{EngineOptions, LoadOptions, Model, Runner};
 use assay_gateway::{AuditConfig, GatewayModel};
 use assay_gguf::{GgmlType, Gguf, write::GgufWriter};
 use assay_graph::Trace;
+use assay_net::Sockets;
 use assay_provider::{ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel};
 use assay_types::{Amount, Manifest, Prices, ProviderId, ReceiptFile};
 use assay_verify::dispute::provider;
@@ -270,6 +271,8 @@ impl Stage {
             accepts_new_database: false,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             endpoint: None,
+            transport: Arc::new(Sockets),
+            transport_secret: None,
             signer: key.clone(),
             network: self.operator.addresses,
             stake: STAKE,

@@ -12,6 +12,7 @@ use assay_chain::client::finality_depth;
 use assay_chain::{ChainClient, ClientOptions, Network, NetworkAddresses};
 use assay_engine::EngineOptions;
 use assay_graph::{Graph, Trace, TraceOptions, TracedModel};
+use assay_net::Sockets;
 use assay_provider::{ClaimPolicy, DefenceOptions, Limits, Provider, ProviderConfig, ServedModel, Tracer, Transcript};
 use assay_store::{ManifestCache, ModelFile};
 use assay_types::{Amount, ModelId, Prices};
@@ -65,6 +66,9 @@ pub struct ProvideConfig {
     pub finality_depth: Option<u64>,
     /// Where to listen, `HOST:PORT`; port 0 takes a free one.
     pub listen: String,
+    /// How gateways reach it.
+    #[serde(default)]
+    pub transport: TransportKind,
     /// The price.
     pub prices: Prices,
     /// Stake to put up if there is less.
@@ -82,6 +86,17 @@ pub struct ProvideConfig {
     /// An engine of one's own instead of the canonical one: class tolerant.
     #[serde(default)]
     pub upstream: Option<UpstreamConfig>,
+}
+
+/// How bytes travel between a gateway and a provider.
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+pub enum TransportKind {
+    /// TLS over TCP, with the key in DIR/transport.key, which is made at the first start and registered.
+    #[default]
+    Tls,
+    /// TCP in the clear: for one machine.
+    Tcp,
 }
 
 /// Runs a provider until TERM, or until its standard input ends if it runs by a configuration file; prints one JSON line when it is ready, one at the end.
@@ -136,11 +151,17 @@ async fn upstream(
 
 impl ProvideConfig {
     fn options(&self, signer: PrivateKeySigner, accepts_new_database: bool) -> anyhow::Result<ProviderConfig> {
+        let transport_secret = match self.transport {
+            TransportKind::Tls => Some(state::load_or_create_transport_secret(&self.dir.join("transport.key"))?),
+            TransportKind::Tcp => None,
+        };
         Ok(ProviderConfig {
             database: self.database(),
             accepts_new_database,
             listen: self.listen.parse().with_context(|| format!("listen: {:?} is no HOST:PORT", self.listen))?,
             endpoint: None,
+            transport: Arc::new(Sockets),
+            transport_secret,
             signer,
             network: self.addresses,
             stake: self.stake,

@@ -4,6 +4,7 @@
 
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, bail};
+use assay_net::TransportSecret;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::fs;
 use std::io::Write;
@@ -98,6 +99,18 @@ pub fn load_or_create_key(path: &Path) -> anyhow::Result<PrivateKeySigner> {
         write_secret(path, &hex::encode(bytes))?;
     }
     read_key(path)
+}
+
+/// Reads a provider's transport key, or makes one in a file that only its owner may read.
+pub fn load_or_create_transport_secret(path: &Path) -> anyhow::Result<TransportSecret> {
+    if !path.exists() {
+        let mut seed = [0u8; 32];
+        getrandom::fill(&mut seed).map_err(|e| anyhow::anyhow!("no randomness for a new key: {e}"))?;
+        write_secret(path, &TransportSecret::from_seed(seed).to_text())?;
+    }
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // A lost key is no loss: a new one is registered at the next start.
+    text.trim().parse().with_context(|| format!("{}; without it a new one is made", path.display()))
 }
 
 /// Reads the key in `path`.

@@ -8,7 +8,7 @@ use crate::children::{Ready, Supervised};
 use crate::dispute::Chain;
 use crate::memory::{MemoryArgs, Share};
 use crate::prosecutor::{Listener, Prosecutor, Settings};
-use crate::provide::ProvideConfig;
+use crate::provide::{ProvideConfig, TransportKind};
 use crate::referee::EngineReferee;
 use crate::state::{self, NetworkFile, State};
 use crate::stop::StopSignals;
@@ -22,7 +22,7 @@ use assay_chain::{
 };
 use assay_engine::{EngineOptions, ModelConfig};
 use assay_gateway::{AuditConfig, Gateway, GatewayConfig, GatewayHandle, GatewayModel, X402Config};
-use assay_net::AddressPolicy;
+use assay_net::{AddressPolicy, Sockets};
 use assay_store::{ManifestCache, ModelFile};
 use assay_types::{Amount, Prices, ProviderId};
 use clap::Args;
@@ -298,6 +298,8 @@ async fn start_provider(
         addresses: network.addresses,
         finality_depth: None,
         listen: "127.0.0.1:0".to_owned(),
+        // It does not leave this machine.
+        transport: TransportKind::Tcp,
         prices: prices(index),
         stake: STAKE,
         threads: if args.threads.is_empty() {
@@ -483,6 +485,7 @@ pub async fn start_gateway(
         withdraw_delay: WITHDRAW_DELAY_S,
         // Everything here is on this machine.
         addresses: AddressPolicy::Any,
+        transport: Arc::new(Sockets),
         audit,
         limits: assay_gateway::GatewayLimits::default(),
         timeouts: assay_gateway::Timeouts::default(),

@@ -56,10 +56,11 @@ async fn staked_providers_are_paid_what_their_receipts_say() {
             tokenizer: Arc::clone(&tokenizer),
             output: output.clone(),
             key: byte,
+            is_sealed: true,
         })
         .await;
         let on_chain = network(&chain, &deployed, key(byte)).await;
-        on_chain.registry.register(&provider.endpoint(), B256::repeat_byte(1), B256::ZERO).await.unwrap();
+        on_chain.registry.register(&provider.endpoint(), provider.transport_key(), B256::ZERO).await.unwrap();
         // The third one registers without a stake.
         if byte < 3 {
             deployed.token.mint(provider.id().0, STAKE).await.unwrap();

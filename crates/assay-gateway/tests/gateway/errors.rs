@@ -220,6 +220,29 @@ async fn forged_offers_are_ignored() {
     assert_eq!(world.send(Method::GET, "/readyz", None, "").await.status, 503);
 }
 
+/// Somebody who took over its address, or it lost its key and has not registered the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_not_the_registered_transport_key_gets_nothing() {
+    let world = World::start(1, "x").await;
+    let other = World::start(3, "x").await.providers[2].transport_key();
+    let registered = std::mem::replace(&mut world.ledger.providers.lock().unwrap()[0].transport_key, other);
+    let until = async |count: usize| {
+        let seen = async {
+            while world.gateway.routable().len() != count {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(crate::world::PATIENCE, seen).await.expect("the change is seen in time");
+    };
+    until(0).await;
+    let asked = world.providers[0].asked();
+    assert_eq!(look(&world.chat(json!({})).await), (503, "no_provider".into(), None));
+    assert_eq!(world.providers[0].asked(), asked);
+    world.ledger.providers.lock().unwrap()[0].transport_key = registered;
+    until(1).await;
+    assert_eq!(world.chat(json!({})).await.status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_description_says_is_there() {
     let world = World::start(1, "x").await;

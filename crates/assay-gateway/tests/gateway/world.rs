@@ -6,7 +6,7 @@ use assay_gateway::{
     Registered, Timeouts, Totals, Withdrawal,
 };
 use assay_gguf::{Gguf, Tokenizer};
-use assay_net::AddressPolicy;
+use assay_net::{AddressPolicy, Sockets};
 use assay_testkit::fake_provider::{FakeProvider, Script};
 use assay_testkit::models::{TinyLlama, tiny_llama};
 use assay_types::{
@@ -41,7 +41,7 @@ const ADDRESSES: Addresses = Addresses {
 /// Fakes the chain: a list of providers that the test writes, and deposits that arrive at once and never run out.
 #[derive(Default)]
 pub struct FakeLedger {
-    providers: Mutex<Vec<Registered>>,
+    pub providers: Mutex<Vec<Registered>>,
     deposits: Mutex<BTreeMap<ChannelId, Amount>>,
 }
 
@@ -144,10 +144,12 @@ impl World {
                 tokenizer: Arc::clone(&tokenizer),
                 output: output.clone(),
                 key,
+                // Every other one, so that whatever is tested is tested with both.
+                is_sealed: key % 2 == 1,
             })
             .await;
-            let row = Registered { id: provider.id(), endpoint: provider.endpoint(), is_active: true };
-            ledger.providers.lock().unwrap().push(row);
+            let (id, endpoint, transport_key) = (provider.id(), provider.endpoint(), provider.transport_key());
+            ledger.providers.lock().unwrap().push(Registered { id, endpoint, transport_key, is_active: true });
             providers.push(provider);
         }
         let dir = tempfile::tempdir().unwrap();
@@ -296,6 +298,7 @@ pub fn config(model: &GatewayModel, dir: &Path, change: fn(&mut GatewayConfig)) 
         deposit: Amount(50_000_000),
         withdraw_delay: 86_400,
         addresses: AddressPolicy::Any,
+        transport: Arc::new(Sockets),
         audit: assay_gateway::AuditConfig::default(),
         limits: GatewayLimits::default(),
         timeouts: Timeouts {

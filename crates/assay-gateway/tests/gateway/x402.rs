@@ -95,10 +95,11 @@ impl Shop {
             tokenizer,
             output,
             key: 1,
+            is_sealed: true,
         })
         .await;
         let on_chain = network(&chain, &deployed, key(1)).await;
-        on_chain.registry.register(&provider.endpoint(), B256::repeat_byte(1), B256::ZERO).await.unwrap();
+        on_chain.registry.register(&provider.endpoint(), provider.transport_key(), B256::ZERO).await.unwrap();
         deployed.token.mint(provider.id().0, Amount(100_000_000)).await.unwrap();
         on_chain.registry.stake(Amount(100_000_000)).await.unwrap();
         let payer = key(0x66);

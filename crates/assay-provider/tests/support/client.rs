@@ -5,17 +5,14 @@ use alloy_signer::SignerSync;
 use assay_chain::{NetworkAddresses, PrivateKeySigner};
 use assay_net::{
     ChannelReport, ChannelRequest, ClientFrame, Connection, Done, NetError, Open, Pay, ProviderFrame, ReceiptReport,
-    Refused, connect,
+    Refused, Route, Sockets, connect,
 };
 use assay_protocol::{PayerChannel, PayerState, ReceiptExpectation, StreamTerms};
 use assay_types::{
     Amount, B256, ChannelConfig, ChannelId, Finish, Job, ProviderId, RequestHash, Signature, SignedOffer,
     SignedVoucher, TokenId, TokenLogprobs, Voucher, receipt_domain, settlement_domain,
 };
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 /// A channel to the provider of these tests.
 #[derive(Clone)]
@@ -95,9 +92,9 @@ pub struct Opened {
 }
 
 impl Client {
-    pub async fn connect(address: SocketAddr, wallet: Arc<Wallet>) -> Self {
+    pub async fn connect(route: impl Into<Route>, wallet: Arc<Wallet>) -> Self {
         let chain_id = wallet.channel.network.chain_id;
-        let (connection, hello) = connect(address, chain_id, LONG).await.unwrap();
+        let (connection, hello) = connect(&Sockets, route, chain_id, LONG).await.unwrap();
         assert_eq!(hello.provider, ProviderId(provider_key().address()));
         Self { connection, wallet }
     }

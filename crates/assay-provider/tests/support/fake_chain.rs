@@ -4,8 +4,8 @@
 use super::{addresses, provider_key};
 use assay_chain::{ChainError, ClaimRow, client::ChannelState, client::ClaimReport};
 use assay_protocol::ChannelTerms;
-use assay_provider::{Answer, Chain, ChannelOnChain, Registered};
-use assay_types::{Amount, ChannelConfig, ChannelId, settlement_domain};
+use assay_provider::{Answer, Chain, ChannelOnChain, Entry, Registered};
+use assay_types::{Amount, B256, ChannelConfig, ChannelId, settlement_domain};
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard},
@@ -22,7 +22,7 @@ pub struct FakeChain {
 #[derive(Default)]
 struct State {
     channels: HashMap<ChannelId, ChannelOnChain>,
-    endpoint: Option<String>,
+    entry: Option<Entry>,
     stake: Amount,
     claimed: Amount,
     settled: Amount,
@@ -68,6 +68,10 @@ impl FakeChain {
 
     pub fn stake(&self) -> u128 {
         self.lock().stake.0
+    }
+
+    pub fn transport_key(&self) -> Option<B256> {
+        self.lock().entry.as_ref().map(|entry| entry.transport_key)
     }
 
     pub fn registrations(&self) -> Vec<String> {
@@ -142,28 +146,28 @@ impl Chain for FakeChain {
     }
 
     fn registered(&self) -> Answer<'_, Registered> {
-        self.act(|state| Registered { endpoint: state.endpoint.clone(), stake: state.stake })
+        self.act(|state| Registered { entry: state.entry.clone(), stake: state.stake })
     }
 
-    fn register(&self, endpoint: String) -> Answer<'_, ()> {
+    fn register(&self, entry: Entry) -> Answer<'_, ()> {
         self.act(|state| {
-            assert!(state.endpoint.is_none(), "AlreadyRegistered");
-            state.registrations.push(format!("register {endpoint}"));
-            state.endpoint = Some(endpoint);
+            assert!(state.entry.is_none(), "AlreadyRegistered");
+            state.registrations.push(format!("register {}", entry.endpoint));
+            state.entry = Some(entry);
         })
     }
 
-    fn update_endpoint(&self, endpoint: String) -> Answer<'_, ()> {
+    fn update(&self, entry: Entry) -> Answer<'_, ()> {
         self.act(|state| {
-            assert!(state.endpoint.is_some(), "NotRegistered");
-            state.registrations.push(format!("update {endpoint}"));
-            state.endpoint = Some(endpoint);
+            assert!(state.entry.is_some(), "NotRegistered");
+            state.registrations.push(format!("update {}", entry.endpoint));
+            state.entry = Some(entry);
         })
     }
 
     fn stake(&self, amount: Amount) -> Answer<'_, ()> {
         self.act(|state| {
-            assert!(state.endpoint.is_some(), "NotRegistered");
+            assert!(state.entry.is_some(), "NotRegistered");
             state.registrations.push(format!("stake {amount}"));
             state.stake.0 += amount.0;
         })

@@ -12,6 +12,7 @@ pub use fake_chain::FakeChain;
 use assay_chain::{NetworkAddresses, PrivateKeySigner};
 use assay_engine::{EngineOptions, Model, Replay, Runner, replay};
 use assay_gguf::{Gguf, Tokenizer};
+use assay_net::{Sockets, TransportSecret};
 use assay_provider::{
     Chain, ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel, StartError, UpstreamModel, UpstreamOptions,
 };
@@ -91,6 +92,7 @@ pub struct Setup {
     pub claims: ClaimPolicy,
     pub engine: EngineOptions,
     pub accepts_new_database: bool,
+    pub transport_secret: Option<TransportSecret>,
 }
 
 impl Default for Setup {
@@ -103,17 +105,24 @@ impl Default for Setup {
             claims: claims(),
             engine,
             accepts_new_database: false,
+            transport_secret: None,
         }
     }
 }
 
 impl Setup {
-    fn config(&self, directory: &Path) -> ProviderConfig {
+    pub async fn start(&self, directory: &Path, chain: Arc<dyn Chain>) -> Result<Provider, StartError> {
+        self.start_as(self.config(directory), chain).await
+    }
+
+    pub fn config(&self, directory: &Path) -> ProviderConfig {
         ProviderConfig {
             database: directory.join("provider.sqlite"),
             accepts_new_database: self.accepts_new_database,
             listen: "127.0.0.1:0".parse().unwrap(),
             endpoint: None,
+            transport: Arc::new(Sockets),
+            transport_secret: self.transport_secret.clone(),
             signer: provider_key(),
             network: self.network,
             stake: self.stake,
@@ -139,8 +148,7 @@ impl Setup {
         Provider::start_upstream(self.config(directory), chain, vec![model]).await
     }
 
-    pub async fn start(&self, directory: &Path, chain: Arc<dyn Chain>) -> Result<Provider, StartError> {
-        let config = self.config(directory);
+    pub async fn start_as(&self, config: ProviderConfig, chain: Arc<dyn Chain>) -> Result<Provider, StartError> {
         let model = Arc::clone(&MODEL_WEIGHTS);
         let model = ServedModel { id: MODEL, name: "tiny".into(), model, engine: self.engine, prices: PRICES };
         Provider::start(config, chain, vec![model]).await

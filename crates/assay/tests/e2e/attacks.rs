@@ -6,12 +6,13 @@ use crate::support::{Network, signal};
 use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use assay_chain::{ChainClient, ClientOptions, DepositRequest, Network as Contracts, NetworkAddresses};
-use assay_net::{ClientFrame, Connection, Open, Pay, ProviderFrame, RefusedCode, connect};
+use assay_net::{ClientFrame, Connection, Open, Pay, ProviderFrame, RefusedCode, Sockets, connect};
 use assay_types::{
     Address, Amount, B256, ChannelConfig, Job, MICRO, Prices, ProviderId, Sampling, Signature, SignedVoucher, Voucher,
     settlement_domain,
 };
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -106,8 +107,9 @@ fn job(network: &Network, max_tokens: u32, number: u8) -> Job {
 async fn provider(network: &Network, payer: &Payer, index: usize) -> (Address, Connection) {
     let entry = &network.ready["providers"][index];
     let endpoint = entry["endpoint"].as_str().expect("an endpoint");
-    let address = endpoint.rsplit("//").next().expect("an address").parse().expect("an address");
-    let (connection, hello) = connect(address, payer.addresses.chain_id, LONG).await.expect("the provider listens");
+    let address: SocketAddr = endpoint.rsplit("//").next().expect("an address").parse().expect("an address");
+    let (connection, hello) =
+        connect(&Sockets, address, payer.addresses.chain_id, LONG).await.expect("the provider listens");
     let ProviderId(id) = hello.provider;
     assert_eq!(entry["id"].as_str().map(str::to_lowercase), Some(format!("{id:#x}")));
     (id, connection)
