@@ -10,6 +10,7 @@ import {ReceiptLib} from "./ReceiptLib.sol";
 import {TraceTree} from "./TraceTree.sol";
 import {ICourt} from "./interfaces/ICourt.sol";
 import {IJudge} from "./interfaces/IJudge.sol";
+import {IParameters} from "./interfaces/IParameters.sol";
 import {ITrial} from "./interfaces/ITrial.sol";
 
 // Casts are of indexes and counts that were checked to be below the number of leaves, operations or positions.
@@ -45,6 +46,7 @@ contract Trial is ITrial {
 
     IJudge public immutable judge;
     ICourt public immutable court;
+    IParameters private immutable PARAMETERS;
     uint32 public immutable moveWindow;
     bytes32 private immutable RECEIPT_DOMAIN;
     bytes32 private immutable DOMAIN;
@@ -60,6 +62,7 @@ contract Trial is ITrial {
         if (court_.trial() != address(this)) revert BadParameter("court");
         judge = judge_;
         court = court_;
+        PARAMETERS = court_.parameters();
         moveWindow = court_.moveWindow();
         RECEIPT_DOMAIN = court_.receiptDomain();
         DOMAIN = keccak256(
@@ -96,8 +99,10 @@ contract Trial is ITrial {
         d.inputTokens = uint32(receipt.promptTokens);
         d.positions = uint32(positions - 1);
         d.ops = uint16(content.ops);
+        IParameters.Terms memory terms = PARAMETERS.current();
+        d.version = terms.version;
         emit Challenged(id, msg.sender, provider, content);
-        court.open(msg.sender, provider, receipt.requestHash);
+        court.open(msg.sender, provider, receipt.requestHash, terms.bond);
     }
 
     function _requireModel(ReceiptLib.Receipt calldata receipt, bytes calldata manifest, Case calldata content)
@@ -424,7 +429,7 @@ contract Trial is ITrial {
         (address provider, address challenger) = (d.provider, d.challenger);
         d.phase = Phase.Closed;
         emit Convicted(id, provider, challenger);
-        court.convict(provider, content.requestHash, challenger);
+        court.convict(provider, content.requestHash, challenger, d.version, content.receiptHash);
     }
 
     /// @inheritdoc ITrial
@@ -677,7 +682,7 @@ contract Trial is ITrial {
     function _acquit(bytes32 id, Dispute storage d) private {
         d.phase = Phase.Closed;
         emit Acquitted(id, d.provider, d.challenger);
-        court.acquit(d.provider);
+        court.acquit(d.provider, d.version);
     }
 }
 // forge-lint: disable-end(unsafe-typecast, incorrect-shift)

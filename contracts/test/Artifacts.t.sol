@@ -46,6 +46,7 @@ contract ArtifactsTest is Base {
         _check("ProviderRegistry");
         _check("ModelRegistry");
         _check("TestUSD");
+        _check("Parameters");
         _check("Court");
         _check("Judge");
         _check("Trial");

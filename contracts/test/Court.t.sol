@@ -5,6 +5,7 @@ import {Preimages} from "../src/Preimages.sol";
 import {ReceiptLib} from "../src/ReceiptLib.sol";
 import {IBatchSettlement} from "../src/interfaces/IBatchSettlement.sol";
 import {ICourt} from "../src/interfaces/ICourt.sol";
+import {IParameters} from "../src/interfaces/IParameters.sol";
 import {DisputeFixture} from "./DisputeFixture.sol";
 
 contract CourtTest is DisputeFixture {
@@ -36,16 +37,13 @@ contract CourtTest is DisputeFixture {
         address trial_,
         address settlement_,
         address sink,
-        uint128 bond,
-        uint128 penalty,
-        uint32 window,
-        uint16 rewardBps
+        address parameters_
     ) private {
         Deployer deployer = new Deployer();
         address expected = vm.computeCreateAddress(address(deployer), 1);
         if (sink == address(court)) sink = expected;
         address registry_ = address(_newRegistry(token, 1, 7 days, isSlasher ? expected : SINK, 5_000));
-        bytes memory args = abi.encode(registry_, trial_, settlement_, sink, bond, penalty, window, rewardBps);
+        bytes memory args = abi.encode(registry_, trial_, settlement_, sink, parameters_);
         bytes memory code = bytes.concat(vm.getCode("Court.sol:Court"), args);
         if (bytes(bad).length > 0) vm.expectRevert(abi.encodeWithSelector(ICourt.BadParameter.selector, bad));
         deployer.deploy(code);
@@ -57,17 +55,104 @@ contract CourtTest is DisputeFixture {
         address t = address(0x1234);
         address s = address(settlement);
         uint32 longest = uint32(7 days) / 49;
-        _tryDeploy("", true, t, s, SINK, 1, 1, longest, 9_999);
-        _tryDeploy("registry", false, t, s, SINK, 1, 1, 1, 1);
-        _tryDeploy("trial", true, address(0), s, SINK, 1, 1, 1, 1);
-        _tryDeploy("settlement", true, t, address(0x5678), SINK, 1, 1, 1, 1);
-        _tryDeploy("sink", true, t, s, address(0), 1, 1, 1, 1);
-        _tryDeploy("sink", true, t, s, address(court), 1, 1, 1, 1);
-        _tryDeploy("bond", true, t, s, SINK, 0, 1, 1, 1);
-        _tryDeploy("penalty", true, t, s, SINK, 1, 0, 1, 1);
-        _tryDeploy("moveWindow", true, t, s, SINK, 1, 1, 0, 1);
-        _tryDeploy("moveWindow", true, t, s, SINK, 1, 1, longest + 1, 1);
-        _tryDeploy("rewardBps", true, t, s, SINK, 1, 1, 1, 10_000);
+        address p = address(_newParameters(longest));
+        _tryDeploy("", true, t, s, SINK, p);
+        _tryDeploy("registry", false, t, s, SINK, p);
+        _tryDeploy("trial", true, address(0), s, SINK, p);
+        _tryDeploy("settlement", true, t, address(0x5678), SINK, p);
+        _tryDeploy("sink", true, t, s, address(0), p);
+        _tryDeploy("sink", true, t, s, address(court), p);
+        _tryDeploy("parameters", true, t, s, SINK, address(0x5678));
+        _tryDeploy("moveWindow", true, t, s, SINK, address(_newParameters(longest + 1)));
+    }
+
+    // ------------------------------------------------------------------ refunds
+
+    /// @dev A receipt over PAYER's channel that was convicted of equivocation.
+    function _convictedReceipt(bytes32 request, uint128 charged)
+        private
+        returns (ReceiptLib.Receipt memory a, bytes32 offence)
+    {
+        a = _plain(request, keccak256("a"));
+        ReceiptLib.Receipt memory b = _plain(request, keccak256("b"));
+        (a.channelId, a.charged) = (settlement.getChannelId(_paid()), charged);
+        (bytes memory signatureA, bytes memory signatureB) = (_signed(a), _signed(b));
+        vm.prank(HUNTER);
+        court.convictEquivocation(a, signatureA, b, signatureB);
+        offence = court.offenceOf(provider, request);
+    }
+
+    function testFuzz_payerIsPaidBackWhatItWasCharged(bytes32 request, uint128 charged) public {
+        (ReceiptLib.Receipt memory a, bytes32 offence) = _convictedReceipt(request, charged);
+        (bool isPaid, uint128 amount) = court.refunded(offence);
+        vm.assertTrue(!isPaid && amount == 0, "held");
+        uint256 most = uint256(PENALTY) * REFUND_BPS / 10_000;
+        uint256 expected = charged < most ? charged : most;
+        vm.expectEmit(address(court));
+        emit ICourt.Refunded(offence, PAYER, a.channelId, uint128(expected));
+        vm.assertEq(court.refund(a, provider, _paid(), PENALTY, 1), expected, "returned");
+        vm.assertEq(court.owed(PAYER), expected, "payer");
+        vm.assertEq(court.owed(HUNTER), _reward(), "reward");
+        vm.assertEq(court.owed(SINK), PENALTY - _reward() - expected, "the rest is the sink's");
+        (isPaid, amount) = court.refunded(offence);
+        vm.assertTrue(isPaid && amount == expected, "paid");
+        vm.assertTrue(court.convicted(offence), "still convicted");
+        vm.expectRevert(abi.encodeWithSelector(ICourt.NothingHeld.selector, offence));
+        court.refund(a, provider, _paid(), PENALTY, 1);
+        if (expected == 0) return;
+        vm.prank(PAYER);
+        vm.assertEq(court.withdraw(), expected, "withdrawn");
+    }
+
+    function test_revert_refund() public {
+        (ReceiptLib.Receipt memory a, bytes32 offence) = _convictedReceipt(keccak256("q"), 5);
+        bytes memory nothing = abi.encodeWithSelector(ICourt.NothingHeld.selector, offence);
+        vm.expectRevert(nothing);
+        court.refund(a, provider, _paid(), PENALTY - 1, 1);
+        vm.expectRevert(nothing);
+        court.refund(a, provider, _paid(), PENALTY, 2);
+        // A provider cannot have its own stake paid out to it by signing a dearer receipt for another channel.
+        a.charged = type(uint128).max;
+        vm.expectRevert(nothing);
+        court.refund(a, provider, _paid(), PENALTY, 1);
+        a.charged = 5;
+        IBatchSettlement.ChannelConfig memory other = _paid();
+        other.payer = HUNTER;
+        vm.expectRevert(abi.encodeWithSelector(ICourt.NotTheChannel.selector, a.channelId));
+        court.refund(a, provider, other, PENALTY, 1);
+        a = _plain(keccak256("never"), keccak256("a"));
+        vm.expectRevert(
+            abi.encodeWithSelector(ICourt.NothingHeld.selector, court.offenceOf(provider, keccak256("never")))
+        );
+        court.refund(a, provider, _paid(), 0, 1);
+    }
+
+    /// @dev Whoever convicts itself, as its own challenger and its own payer, loses a part of its stake all the same.
+    function testFuzz_selfConvictionCosts(uint128 charged) public {
+        (ReceiptLib.Receipt memory a,) = _convictedReceipt(keccak256("q"), charged);
+        court.refund(a, provider, _paid(), PENALTY, 1);
+        vm.assertLe(court.owed(HUNTER) + court.owed(PAYER), PENALTY * 9 / 10, "a tenth is lost");
+    }
+
+    // ------------------------------------------------------------------ terms that change
+
+    function test_disputeKeepsTheTermsOfItsOpening() public {
+        vm.prank(address(trial));
+        court.open(challenger, provider, keccak256("q"), BOND);
+        IParameters.Terms memory next = _terms();
+        (next.bond, next.penalty, next.rewardBps) = (2 * BOND, 2 * PENALTY, 1_000);
+        parameters.propose(next, _policy());
+        vm.warp(START + DELAY);
+        parameters.enact();
+        vm.prank(address(trial));
+        court.convict(provider, keccak256("q"), challenger, 1, keccak256("receipt"));
+        vm.assertEq(court.owed(challenger), BOND + _reward(), "the bond that was taken, the reward that was promised");
+        vm.assertEq(registry.stakeOf(provider), STAKE - PENALTY, "the old penalty");
+        (ReceiptLib.Receipt memory a, bytes32 offence) = _convictedReceipt(keccak256("new"), 5);
+        vm.assertEq(court.owed(HUNTER), 2 * PENALTY / 10, "what begins later is under the new terms");
+        court.refund(a, provider, _paid(), 2 * PENALTY, 2);
+        (bool isPaid,) = court.refunded(offence);
+        vm.assertTrue(isPaid, "refunded under its own version");
     }
 
     // ------------------------------------------------------------------ equivocation
@@ -79,12 +164,12 @@ contract CourtTest is DisputeFixture {
         bytes32 offence = court.offenceOf(provider, request);
         (bytes memory signatureA, bytes memory signatureB) = (_signed(a), _signed(b));
         vm.expectEmit(address(court));
-        emit ICourt.Convicted(provider, offence, HUNTER, PENALTY);
+        emit ICourt.Convicted(provider, offence, HUNTER, PENALTY, 1);
         vm.prank(HUNTER);
         court.convictEquivocation(a, signatureA, b, signatureB);
         vm.assertTrue(court.convicted(offence), "convicted");
         vm.assertEq(court.owed(HUNTER), _reward(), "reward");
-        vm.assertEq(court.owed(SINK), PENALTY - _reward(), "rest");
+        vm.assertEq(court.owed(SINK), 0, "the rest is held for the payer and the sink");
         vm.assertEq(registry.stakeOf(provider), STAKE - PENALTY, "stake");
         vm.assertEq(token.balanceOf(address(court)), PENALTY, "held");
 
@@ -289,18 +374,18 @@ contract CourtTest is DisputeFixture {
     function test_onlyTheTrialOpensConvictsAndAcquits() public {
         bytes memory error = abi.encodeWithSelector(ICourt.NotTrial.selector, address(this));
         vm.expectRevert(error);
-        court.open(challenger, provider, keccak256("q"));
+        court.open(challenger, provider, keccak256("q"), BOND);
         vm.expectRevert(error);
-        court.convict(provider, keccak256("q"), challenger);
+        court.convict(provider, keccak256("q"), challenger, 1, keccak256("receipt"));
         vm.expectRevert(error);
-        court.acquit(provider);
+        court.acquit(provider, 1);
     }
 
     function test_whatIsOwedIsPaidOnce() public {
         vm.prank(address(trial));
-        court.open(challenger, provider, keccak256("q"));
+        court.open(challenger, provider, keccak256("q"), BOND);
         vm.prank(address(trial));
-        court.convict(provider, keccak256("q"), challenger);
+        court.convict(provider, keccak256("q"), challenger, 1, 0);
         uint256 before = token.balanceOf(challenger);
         vm.expectEmit(address(court));
         emit ICourt.Paid(challenger, BOND + _reward());
@@ -324,12 +409,12 @@ contract CourtTest is DisputeFixture {
         vm.assertEq(court.owed(challenger), amount, "deposited");
         uint256 before = token.balanceOf(challenger);
         vm.prank(address(trial));
-        court.open(challenger, provider, keccak256("q"));
+        court.open(challenger, provider, keccak256("q"), BOND);
         bool enough = amount >= BOND;
         vm.assertEq(court.owed(challenger), enough ? amount - BOND : amount, "account");
         vm.assertEq(token.balanceOf(challenger), enough ? before : before - BOND, "wallet");
         vm.prank(address(trial));
-        court.acquit(provider);
+        court.acquit(provider, 1);
         vm.assertEq(court.owed(provider), BOND, "the provider's");
     }
 
@@ -343,7 +428,7 @@ contract CourtTest is DisputeFixture {
         n = _bound(n, 1, 5);
         for (uint256 i = 0; i < n; ++i) {
             vm.prank(address(trial));
-            court.convict(provider, bytes32(i), challenger);
+            court.convict(provider, bytes32(i), challenger, 1, 0);
         }
         uint256 cap = uint256(5 * PENALTY / 2) * SLASH_BPS / 10_000;
         uint256 taken = n * PENALTY < cap ? n * PENALTY : cap;

@@ -9,6 +9,7 @@ import {TraceTree} from "../src/TraceTree.sol";
 import {IBatchSettlement} from "../src/interfaces/IBatchSettlement.sol";
 import {ICourt} from "../src/interfaces/ICourt.sol";
 import {IJudge} from "../src/interfaces/IJudge.sol";
+import {IParameters} from "../src/interfaces/IParameters.sol";
 import {ITrial} from "../src/interfaces/ITrial.sol";
 import {Base} from "./Base.sol";
 import {TraceBuilder} from "./mocks/TraceBuilder.sol";
@@ -19,9 +20,12 @@ abstract contract DisputeFixture is Base {
     uint256 internal constant PROVIDER_KEY = 0xa11ce;
     uint256 internal constant CHALLENGER_KEY = 0xb0b;
     uint128 internal constant STAKE = 1_000_000e6;
-    uint128 internal constant BOND = 50e6;
-    uint128 internal constant PENALTY = 200e6;
+    uint96 internal constant BOND = 50e6;
+    uint96 internal constant PENALTY = 200e6;
     uint16 internal constant REWARD_BPS = 4_000;
+    uint16 internal constant REFUND_BPS = 500;
+    uint64 internal constant DELAY = 2 days;
+    address internal constant PAYER = address(0x9a1e);
     uint16 internal constant SLASH_BPS = 5_000;
     uint32 internal constant WINDOW = 3 hours;
     uint128 internal constant FUNDS = 1_000_000e6;
@@ -32,6 +36,7 @@ abstract contract DisputeFixture is Base {
     Claims internal settlement = new Claims();
     TestUSD internal token;
     ProviderRegistry internal registry;
+    IParameters internal parameters;
     ICourt internal court;
     ITrial internal trial;
     IJudge internal judge;
@@ -54,9 +59,10 @@ abstract contract DisputeFixture is Base {
         vm.warp(START);
         token = _newToken();
         judge = IJudge(vm.deployCode("Judge.sol:Judge"));
+        parameters = _newParameters(WINDOW);
         (address courtAt, address trialAt) = _nextAddresses();
         registry = _newRegistry(token, 1, 7 days, courtAt, SLASH_BPS);
-        bytes memory args = abi.encode(registry, trialAt, settlement, SINK, BOND, PENALTY, WINDOW, REWARD_BPS);
+        bytes memory args = abi.encode(registry, trialAt, settlement, SINK, parameters);
         court = ICourt(vm.deployCode("Court.sol:Court", args));
         trial = ITrial(vm.deployCode("Trial.sol:Trial", abi.encode(judge, court)));
         vm.assertEq(address(court), courtAt, "court is where the registry expects it");
@@ -67,6 +73,25 @@ abstract contract DisputeFixture is Base {
         registry.register("provider.example:7443", bytes32(uint256(1)), 0);
         vm.prank(provider);
         registry.stake(STAKE);
+    }
+
+    function _terms() internal pure returns (IParameters.Terms memory) {
+        return IParameters.Terms(BOND, PENALTY, REWARD_BPS, REFUND_BPS, 0);
+    }
+
+    function _policy() internal pure returns (IParameters.Policy memory) {
+        return IParameters.Policy(20_000, 4_096, 50_000, 30_000);
+    }
+
+    /// @dev Owned by the test.
+    function _newParameters(uint32 window) internal returns (IParameters) {
+        bytes memory args = abi.encode(address(this), DELAY, window, 10 * BOND, 10 * PENALTY, _terms(), _policy());
+        return IParameters(vm.deployCode("Parameters.sol:Parameters", args));
+    }
+
+    /// @dev A channel that PAYER pays the provider through.
+    function _paid() internal view returns (IBatchSettlement.ChannelConfig memory config) {
+        (config.payer, config.receiver, config.receiverAuthorizer) = (PAYER, provider, provider);
     }
 
     /// @dev Where the two contracts after the next one will be.

@@ -238,9 +238,9 @@ contract DisputeGasTest is DisputeFixture {
         vm.prank(challenger);
         court.deposit(10 * BOND);
         vm.prank(address(trial));
-        court.open(challenger, provider, 0);
+        court.open(challenger, provider, 0, BOND);
         vm.prank(address(trial));
-        court.convict(provider, 0, challenger);
+        court.convict(provider, 0, challenger, 1, 0);
     }
 
     function _measure(Plan memory plan) private {

@@ -13,6 +13,7 @@ const CONTRACTS = [
   'ProviderRegistry',
   'ModelRegistry',
   'TestUSD',
+  'Parameters',
   'Court',
   'Judge',
   'Trial',

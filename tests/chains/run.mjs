@@ -28,7 +28,7 @@ const [faucet, provider, payer, hunter] = [1, 2, 3, 4].map((n) => privateKeyToAc
 const artifact = (name) =>
   JSON.parse(readFileSync(new URL(`../../contracts/artifacts/${name}.json`, import.meta.url), 'utf8'));
 const contracts = Object.fromEntries(
-  ['BatchSettlement', 'TestUSD', 'ProviderRegistry', 'ModelRegistry', 'Judge', 'Court', 'Trial'].map((n) => [n, artifact(n)]),
+  ['BatchSettlement', 'TestUSD', 'ProviderRegistry', 'ModelRegistry', 'Judge', 'Parameters', 'Court', 'Trial'].map((n) => [n, artifact(n)]),
 );
 contracts.BatchSettlement.address = SETTLEMENT;
 
@@ -139,10 +139,13 @@ const story = {
     await deploy('TestUSD', [faucet.address]);
     await deploy('ModelRegistry', []);
     await deploy('Judge', []);
+    const terms = { bond: BOND, penalty: PENALTY, rewardBps: 5_000, refundBps: 500, version: 0 };
+    const policy = { auditFloorPpm: 20_000, auditHalfTokens: 4_096n, decoyPpm: 50_000, recheckPpm: 30_000 };
+    await deploy('Parameters', [faucet.address, 172_800n, 3_600, 10n * BOND, 10n * PENALTY, terms, policy]);
     const next = (after) => getContractAddress({ from: faucet.address, nonce: BigInt(nonces.get(faucet.address) + after) });
     const [court, trial] = [next(1), next(2)];
     await deploy('ProviderRegistry', [contracts.TestUSD.address, 100_000_000n, BigInt(7 * DAY), court, 5_000]);
-    await deploy('Court', [contracts.ProviderRegistry.address, trial, SETTLEMENT, faucet.address, BOND, PENALTY, 3_600, 5_000]);
+    await deploy('Court', [contracts.ProviderRegistry.address, trial, SETTLEMENT, faucet.address, contracts.Parameters.address]);
     await deploy('Trial', [contracts.Judge.address, court]);
     for (const [account, amount] of [[provider, STAKE], [payer, 2n * DEPOSIT], [hunter, 10n * BOND]]) {
       await send('mint', faucet, contracts.TestUSD, 'mint', [account.address, amount]);
@@ -202,6 +205,9 @@ const story = {
     const [a, b] = [await receiptOf({ ...fields, responseHash: keyOf(1) }), await receiptOf({ ...fields, responseHash: keyOf(2) })];
     await send('convictEquivocation', hunter, contracts.Court, 'convictEquivocation', [...a, ...b]);
     assert.equal(await read(contracts.ProviderRegistry, 'stakeOf', [provider.address]), STAKE - 2n * PENALTY);
+    // What the answer had cost goes back to the channel's payer, out of the stake.
+    await send('refund', hunter, contracts.Court, 'refund', [a[0], provider.address, channelOf(1), PENALTY, 1]);
+    assert.equal(await read(contracts.Court, 'owed', [payer.address]), 1n);
     const before = await read(contracts.TestUSD, 'balanceOf', [hunter.address]);
     await send('withdraw reward', hunter, contracts.Court, 'withdraw', []);
     // Half of two penalties, and the bond of the claim that convicted.

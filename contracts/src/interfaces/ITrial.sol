@@ -34,6 +34,7 @@ interface ITrial {
     }
 
     /// @param prefix Index so far in the tree that is descended; `remaining` is how many levels are below.
+    /// @param version Of the terms that held when it was opened, and hold for it.
     /// @param node Where the descent stands; in the last phases the hash of what was revealed.
     struct Dispute {
         address challenger;
@@ -46,6 +47,7 @@ interface ITrial {
         uint32 inputTokens;
         uint32 positions;
         uint16 ops;
+        uint16 version;
         bytes32 node;
         bytes32 root;
         uint256 word;

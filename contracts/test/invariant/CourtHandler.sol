@@ -13,12 +13,20 @@ contract CourtHandler is DisputeFixture {
     uint256 public inWindow;
     uint256 public paidOut;
     uint256 public deposited;
+    /// @dev What is held until payers have been paid back.
+    uint256 public heldBack;
     uint256 private _now = START;
     uint256 private _windowEnd;
     uint256 private _nonce;
     bytes32[] private _open;
+    Punished[] private _punished;
     bytes32 private _claim;
     uint256 private _claimDeadline;
+
+    struct Punished {
+        ReceiptLib.Receipt receipt;
+        uint128 slashed;
+    }
 
     constructor() {
         setUp();
@@ -28,17 +36,42 @@ contract CourtHandler is DisputeFixture {
         return (address(court), address(registry), address(token));
     }
 
-    function parties() public view returns (address[3] memory) {
-        return [provider, challenger, SINK];
+    function parties() public view returns (address[4] memory) {
+        return [provider, challenger, SINK, PAYER];
     }
 
     function stakeLeft() external pure returns (uint256) {
         return STAKE;
     }
 
+    /// @dev Whose answer cost what the request says, over PAYER's channel.
+    function _receiptOf(bytes32 request, bytes32 answer_) private view returns (ReceiptLib.Receipt memory receipt) {
+        receipt = _receipt(request, answer_, 0, 1, 1);
+        (receipt.channelId, receipt.charged) = (settlement.getChannelId(_paid()), uint128(uint256(request)) * 1e6);
+    }
+
+    /// @dev Notes what is held for the payer of a receipt.
+    function _hold(ReceiptLib.Receipt memory receipt, uint256 taken) private {
+        if (taken == 0) return;
+        heldBack += taken - taken * REWARD_BPS / 10_000;
+        _punished.push(Punished(receipt, uint128(taken)));
+    }
+
+    function refund(uint256 seed) external {
+        if (_punished.length == 0) return;
+        uint256 i = _bound(seed, 0, _punished.length - 1);
+        Punished memory p = _punished[i];
+        _punished[i] = _punished[_punished.length - 1];
+        _punished.pop();
+        uint128 amount = court.refund(p.receipt, provider, _paid(), p.slashed, 1);
+        vm.assertLe(amount, p.receipt.charged, "no more than it had cost");
+        vm.assertLe(uint256(amount) * 10_000, uint256(p.slashed) * REFUND_BPS, "no more than its share");
+        heldBack -= p.slashed - uint256(p.slashed) * REWARD_BPS / 10_000;
+    }
+
     /// @dev What a conviction took, checked against the cap of the window.
-    function _book(uint256 stakeBefore) private {
-        uint256 taken = stakeBefore - registry.stakeOf(provider);
+    function _book(uint256 stakeBefore) private returns (uint256 taken) {
+        taken = stakeBefore - registry.stakeOf(provider);
         if (_now >= _windowEnd && taken != 0) (_windowEnd, inWindow) = (_now + 7 days, 0);
         inWindow += taken;
         slashed += taken;
@@ -52,7 +85,7 @@ contract CourtHandler is DisputeFixture {
         bool fromAccount = court.owed(challenger) >= BOND;
         if (!fromAccount) deposited += BOND;
         vm.prank(address(trial));
-        court.open(challenger, provider, request);
+        court.open(challenger, provider, request, BOND);
         _open.push(request);
         bondsOpen += BOND;
     }
@@ -65,21 +98,22 @@ contract CourtHandler is DisputeFixture {
         _open.pop();
         bondsOpen -= BOND;
         uint256 before = registry.stakeOf(provider);
+        ReceiptLib.Receipt memory receipt = _receiptOf(request, 0);
         vm.prank(address(trial));
-        if (guilty) court.convict(provider, request, challenger);
-        else court.acquit(provider);
-        _book(before);
+        if (guilty) court.convict(provider, request, challenger, 1, ReceiptLib.structHash(receipt));
+        else court.acquit(provider, 1);
+        _hold(receipt, _book(before));
     }
 
     function equivocate() external {
         if (registry.slashableOf(provider) == 0) return;
-        ReceiptLib.Receipt memory a = _receipt(bytes32(++_nonce), keccak256("a"), 0, 1, 1);
-        ReceiptLib.Receipt memory b = _receipt(bytes32(_nonce), keccak256("b"), 0, 1, 1);
+        ReceiptLib.Receipt memory a = _receiptOf(bytes32(++_nonce), keccak256("a"));
+        ReceiptLib.Receipt memory b = _receiptOf(bytes32(_nonce), keccak256("b"));
         (bytes memory signatureA, bytes memory signatureB) = (_signed(a), _signed(b));
         uint256 before = registry.stakeOf(provider);
         vm.prank(challenger);
         court.convictEquivocation(a, signatureA, b, signatureB);
-        _book(before);
+        _hold(a, _book(before));
     }
 
     function claim(uint128 amount) external {
@@ -122,7 +156,7 @@ contract CourtHandler is DisputeFixture {
     }
 
     function withdraw(uint256 i) external {
-        address who = parties()[_bound(i, 0, 2)];
+        address who = parties()[_bound(i, 0, 3)];
         if (court.owed(who) == 0) return;
         vm.prank(who);
         paidOut += court.withdraw();
@@ -135,9 +169,9 @@ contract CourtHandler is DisputeFixture {
 
     function attackTheMoney(uint256 seed) external {
         bytes[3] memory calls = [
-            abi.encodeCall(ICourt.convict, (provider, bytes32(seed), challenger)),
-            abi.encodeCall(ICourt.acquit, (provider)),
-            abi.encodeCall(ICourt.open, (challenger, provider, bytes32(seed)))
+            abi.encodeCall(ICourt.convict, (provider, bytes32(seed), challenger, 1, bytes32(seed))),
+            abi.encodeCall(ICourt.acquit, (provider, 1)),
+            abi.encodeCall(ICourt.open, (challenger, provider, bytes32(seed), BOND))
         ];
         vm.prank(challenger);
         (bool ok,) = address(court).call(calls[seed % 3]);

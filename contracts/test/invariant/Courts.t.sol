@@ -28,10 +28,11 @@ contract CourtInvariants is Base {
 
     /// @dev Read by forge: everything but setUp and the views.
     function targetSelectors() external view returns (FuzzSelector[] memory targets) {
-        bytes4[9] memory actions = [
+        bytes4[10] memory actions = [
             CourtHandler.open.selector,
             CourtHandler.close.selector,
             CourtHandler.equivocate.selector,
+            CourtHandler.refund.selector,
             CourtHandler.claim.selector,
             CourtHandler.answer.selector,
             CourtHandler.deposit.selector,
@@ -49,13 +50,14 @@ contract CourtInvariants is Base {
 
     function invariant_books() public view {
         (address court, address registry, address token) = handler.parts();
-        address[3] memory parties = handler.parties();
+        address[4] memory parties = handler.parties();
         uint256 owed;
-        for (uint256 i = 0; i < 3; ++i) {
+        for (uint256 i = 0; i < 4; ++i) {
             owed += ICourt(court).owed(parties[i]);
         }
         uint256 held = IERC20(token).balanceOf(court);
-        vm.assertEq(held, owed + handler.bondsOpen(), "what is held is owed or a bond");
+        uint256 spoken = owed + handler.bondsOpen() + handler.heldBack();
+        vm.assertEq(held, spoken, "what is held is owed, a bond, or for payers");
         vm.assertEq(held + handler.paidOut(), handler.deposited() + handler.slashed(), "nothing is created or lost");
         uint256 stake = IProviderRegistry(registry).stakeOf(parties[0]);
         vm.assertEq(stake + handler.slashed(), handler.stakeLeft(), "only slashing takes stake");

@@ -39,6 +39,13 @@ pub mod token {
         "../../contracts/artifacts/TestUSD.json"
     );
 }
+pub mod parameters {
+    alloy_sol_types::sol!(
+        #[derive(Debug, PartialEq, Eq)]
+        Parameters,
+        "../../contracts/artifacts/Parameters.json"
+    );
+}
 pub mod court {
     alloy_sol_types::sol!(
         #[derive(Debug, PartialEq, Eq)]

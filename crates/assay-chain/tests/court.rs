@@ -5,7 +5,7 @@ mod setup;
 use alloy_signer::SignerSync;
 use assay_chain::{
     ClaimRow, DeployParams, DepositRequest, Network, U256,
-    client::{CourtTerms, Outcome},
+    client::{CourtTerms, NetworkPolicy, Outcome, Terms},
     deploy_local,
 };
 use assay_types::{
@@ -22,6 +22,7 @@ const DAY: u64 = 86_400;
 /// A network with a court, a staked provider (key 3) and a challenger with money (key 4).
 struct Courtroom {
     world: World,
+    owner: Network,
     provider: Network,
     challenger: Network,
 }
@@ -39,7 +40,24 @@ impl Courtroom {
         let (challenger, provider) = (networks.pop().unwrap(), networks.pop().unwrap());
         provider.registry.register("provider.example:7443", B256::repeat_byte(1), B256::ZERO).await.unwrap();
         provider.registry.stake(Amount(STAKE)).await.unwrap();
-        Self { world, provider, challenger }
+        Self { world, owner: faucet, provider, challenger }
+    }
+
+    fn owner(&self) -> &Network {
+        &self.owner
+    }
+
+    /// Through which key 2 pays the provider.
+    fn channel(&self) -> ChannelConfig {
+        ChannelConfig {
+            payer: key(2).address(),
+            payer_authorizer: key(2).address(),
+            receiver: key(3).address(),
+            receiver_authorizer: key(3).address(),
+            token: self.provider.addresses.token,
+            withdraw_delay: DAY,
+            salt: B256::ZERO,
+        }
     }
 
     fn signed(&self, receipt: Receipt) -> SignedReceipt {
@@ -85,6 +103,9 @@ async fn the_court_is_the_registrys_slasher_and_the_three_know_each_other() {
         penalty: Amount(PENALTY),
         move_window_s: 10_800,
         reward_bps: 4_000,
+        refund_bps: 1_000,
+        version: 1,
+        parameters: network.addresses.court.unwrap().parameters.unwrap(),
         sink: key(9).address(),
         registry: network.addresses.registry,
         token: network.addresses.token,
@@ -102,8 +123,9 @@ async fn the_court_is_the_registrys_slasher_and_the_three_know_each_other() {
 async fn two_answers_to_one_request_and_false_counts_cost_stake_in_one_transaction() {
     let room = Courtroom::start().await;
     let court = room.challenger.court.as_ref().unwrap();
-    let a = room.signed(receipt(&[1, 2], Finish::Length));
-    let b = room.signed(receipt(&[1, 3], Finish::Length));
+    let channel_id = room.channel().id(&room.provider.settlement.domain());
+    let a = room.signed(Receipt { channel_id, ..receipt(&[1, 2], Finish::Length) });
+    let b = room.signed(Receipt { channel_id, ..receipt(&[1, 3], Finish::Length) });
     let refused = court.convict_equivocation(&a, &a).await.unwrap_err();
     assert_eq!(refused.revert().unwrap().name, "NotEquivocation");
     let longer = room.signed(receipt(&[1, 2, 3], Finish::Length));
@@ -111,9 +133,26 @@ async fn two_answers_to_one_request_and_false_counts_cost_stake_in_one_transacti
     assert_eq!(refused.revert().unwrap().name, "NotEquivocation", "checkpoints are no equivocation");
 
     let sent = court.convict_equivocation(&a, &b).await.unwrap();
-    assert_eq!(court.outcome(&sent), Some(Outcome::Convicted { slashed: Amount(PENALTY) }));
+    let convicted = Outcome::Convicted { slashed: Amount(PENALTY), version: 1 };
+    assert_eq!(court.outcome(&sent), Some(convicted));
+    let (provider, request) = (ProviderId(key(3).address()), a.receipt.request_hash);
+    assert_eq!(court.conviction(provider, request, 0).await.unwrap(), Some(convicted));
+    assert_eq!(court.conviction(provider, RequestHash(B256::ZERO), 0).await.unwrap(), None);
     assert_eq!(room.stake().await, STAKE - PENALTY);
-    assert_eq!((room.owed(4).await, room.owed(9).await), (PENALTY * 4 / 10, PENALTY * 6 / 10));
+    assert_eq!((room.owed(4).await, room.owed(9).await), (PENALTY * 4 / 10, 0), "the rest is held");
+    // The payer of the receipt is who its channel says, and nobody else.
+    assert_eq!(court.refunded(provider, request).await.unwrap(), None);
+    let stranger = ChannelConfig { payer: key(4).address(), ..room.channel() };
+    let refused = court.refund(provider, &a.receipt, &stranger, (Amount(PENALTY), 1)).await.unwrap_err();
+    assert_eq!(refused.revert().unwrap().name, "NotTheChannel");
+    let dearer = Receipt { charged: Amount(u128::MAX), ..a.receipt };
+    let refused = court.refund(provider, &dearer, &room.channel(), (Amount(PENALTY), 1)).await.unwrap_err();
+    assert_eq!(refused.revert().unwrap().name, "NothingHeld");
+    court.refund(provider, &a.receipt, &room.channel(), (Amount(PENALTY), 1)).await.unwrap();
+    assert_eq!(court.refunded(provider, request).await.unwrap(), Some(Amount(5)));
+    assert_eq!((room.owed(2).await, room.owed(9).await), (5, PENALTY * 6 / 10 - 5));
+    let again = court.refund(provider, &a.receipt, &room.channel(), (Amount(PENALTY), 1)).await.unwrap_err();
+    assert_eq!(again.revert().unwrap().name, "NothingHeld", "once");
     assert!(court.is_convicted(ProviderId(key(3).address()), a.receipt.request_hash).await.unwrap());
     let again = court.convict_equivocation(&a, &b).await.unwrap_err();
     assert_eq!(again.revert().unwrap().name, "AlreadyConvicted", "once for a request");
@@ -188,4 +227,36 @@ async fn a_claim_above_the_receipts_is_convicted_and_a_covered_one_earns_the_bon
     court.convict_claim(uncovered_id).await.unwrap();
     assert_eq!(room.stake().await, STAKE - PENALTY);
     assert_eq!(room.owed(4).await, BOND + PENALTY * 4 / 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parameters_change_after_their_delay_and_open_claims_keep_theirs() {
+    let room = Courtroom::start().await;
+    let owner = room.owner();
+    let parameters = owner.parameters.as_ref().unwrap();
+    let caps = parameters.caps().await.unwrap();
+    assert_eq!((caps.bond_max, caps.move_window_s), (Amount(100 * BOND), 10_800));
+    let policy = parameters.policy().await.unwrap();
+    assert_eq!((policy, parameters.proposal().await.unwrap()), (NetworkPolicy::default(), None));
+    let before = parameters.current().await.unwrap();
+    let next = Terms { bond: Amount(2 * BOND), reward_bps: 5_000, ..before };
+    let more = NetworkPolicy { audit_floor_ppm: 100_000, ..policy };
+    let by_stranger = room.challenger.parameters.as_ref().unwrap().propose(&next, &more).await.unwrap_err();
+    assert_eq!(by_stranger.revert().unwrap().name, "NotOwner");
+    let beyond = Terms { bond: Amount(100 * BOND + 1), ..before };
+    let refused = parameters.propose(&beyond, &more).await.unwrap_err();
+    assert_eq!(refused.revert().unwrap().name, "BadParameter");
+    let wide = parameters.propose(&Terms { bond: Amount(u128::MAX), ..before }, &more).await.unwrap_err();
+    assert!(wide.to_string().contains("96 bits"), "{wide}");
+
+    parameters.propose(&next, &more).await.unwrap();
+    assert_eq!(parameters.enact().await.unwrap_err().revert().unwrap().name, "TooEarly");
+    assert_eq!(parameters.current().await.unwrap(), before);
+    room.world.chain.advance_time(caps.delay_s);
+    parameters.enact().await.unwrap();
+    assert_eq!(parameters.current().await.unwrap(), Terms { version: 2, ..next });
+    assert_eq!(parameters.terms_of(1).await.unwrap(), before);
+    assert_eq!(parameters.terms_of(3).await.unwrap_err().revert().unwrap().name, "NoVersion");
+    assert_eq!(parameters.policy().await.unwrap(), more);
+    assert_eq!(room.challenger.court.as_ref().unwrap().terms().await.unwrap().bond, Amount(2 * BOND));
 }

@@ -61,6 +61,8 @@ struct State {
     limits: KeyLimits,
     /// Charged by answers that are stored or about to be.
     spent: Amount,
+    /// What came back for answers that were wrong.
+    refunded: Amount,
     /// What running requests may still charge.
     held: Amount,
     requests: Option<Bucket>,
@@ -81,6 +83,7 @@ impl Account {
         let state = State {
             limits,
             spent,
+            refunded: Amount::ZERO,
             held: Amount::ZERO,
             requests: limits.requests_per_minute.map(|rate| Bucket::full(rate, now)),
             tokens: limits.tokens_per_minute.map(|rate| Bucket::full(rate, now)),
@@ -101,6 +104,12 @@ impl Account {
         state.requests = bucket(state.requests, limits.requests_per_minute);
         state.tokens = bucket(state.tokens, limits.tokens_per_minute);
         state.limits = limits;
+    }
+
+    /// What came back in all; it only rises.
+    pub(crate) fn credit(&self, refunded: Amount) {
+        let mut state = self.state();
+        state.refunded = state.refunded.max(refunded);
     }
 
     /// Counts a request.
@@ -164,7 +173,7 @@ impl Hold {
         let more = to.saturating_sub(self.money);
         let mut state = self.account.state();
         if let Some(budget) = state.limits.budget {
-            let left = budget.saturating_sub(state.spent);
+            let left = budget.saturating_add(state.refunded).saturating_sub(state.spent);
             let mine = self.money;
             if to > left {
                 return Err(GatewayError::Budget { needed: to, left });
@@ -308,6 +317,11 @@ mod tests {
         assert_eq!(a.settle(Amount(30), 0, now), Amount(40));
         b.raise(Amount(70)).unwrap();
         assert!(b.raise(Amount(71)).is_err());
+        // What came back for a wrong answer can be spent once more.
+        account.credit(Amount(9));
+        account.credit(Amount(4));
+        b.raise(Amount(79)).unwrap();
+        assert!(b.raise(Amount(80)).is_err());
         // A budget that is made smaller than what is spent refuses everything and forgets nothing.
         account.change(KeyLimits { budget: Some(Amount(1)), ..KeyLimits::default() }, now);
         let mut c = account.hold(0, now).unwrap();

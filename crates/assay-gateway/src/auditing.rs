@@ -10,15 +10,15 @@
 use crate::clock;
 use crate::referee::{Referee, Refereed};
 use crate::standing::Standings;
-use crate::store::{AuditRow, DrawRow, Store, StoreError, StoredReceipt};
+use crate::store::{AuditRow, DrawRow, RefundRow, Store, StoreError, StoredReceipt};
 use assay_protocol::{
     AuditOutcome, AuditPolicy, AuditTerms, AuditorAccount, Beacons, Decoy, Deed, ProofFault, Report, ReputationPolicy,
     Sign, check_proof, is_drawn, judge,
 };
 use assay_types::{
     Address, AuditBeacon, AuditCommit, AuditEnd, AuditLease, AuditProof, AuditReply, AuditTask, B256, Class, Finish,
-    ProviderId, ReceiptFile, ReceiptPart, RequestHash, SignatureError, SigningDomain, audit_draw, first_u64,
-    proof_digest, proof_positions,
+    ReceiptFile, ReceiptPart, RequestHash, SignatureError, SigningDomain, audit_draw, first_u64, proof_digest,
+    proof_positions,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ const CLOCK_OFF_MAX_S: u64 = 60;
 /// How a gateway has its providers audited.
 #[derive(Clone, Debug)]
 pub struct AuditConfig {
-    /// How much.
+    /// How much, as long as the network's parameters say nothing else.
     pub policy: AuditPolicy,
     /// What auditors earn and lose.
     pub terms: AuditTerms,
@@ -145,6 +145,8 @@ pub(crate) struct Auditing {
     pub(crate) standings: Arc<Standings>,
     draws: Mutex<Draws>,
     state: Mutex<State>,
+    /// What holds now.
+    policy: Mutex<AuditPolicy>,
     /// One replay at a time.
     referee: tokio::sync::Mutex<()>,
 }
@@ -167,6 +169,7 @@ impl Auditing {
         let waiting = store.audits_waiting(u32::try_from(WAITING_MAX).unwrap_or(u32::MAX)).await?.len();
         let draws = Draws { beacons: Beacons::new(random()?), revealed: None };
         Ok(Self {
+            policy: Mutex::new(config.policy),
             config,
             network,
             receipts,
@@ -176,6 +179,19 @@ impl Auditing {
             state: Mutex::new(State { leases: BTreeMap::new(), accounts, tries: BTreeMap::new(), waiting }),
             referee: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// What holds from now on.
+    pub(crate) fn follow(&self, policy: AuditPolicy) {
+        let before = std::mem::replace(&mut *self.policy.lock().unwrap_or_else(PoisonError::into_inner), policy);
+        if before != policy {
+            tracing::info!(?policy, "the network has changed how much is audited");
+        }
+    }
+
+    fn policy(&self) -> AuditPolicy {
+        // Assigned whole.
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends epochs until `stop`.
@@ -225,7 +241,7 @@ impl Auditing {
             (DrawRow { anchor, epoch, rate_ppm: 0 }, draws.beacons.current())
         };
         let drawn = parts.iter().find_map(|part| {
-            let rate_ppm = self.config.policy.rate_ppm(self.standings.proven_tokens(part.provider));
+            let rate_ppm = self.policy().rate_ppm(self.standings.proven_tokens(part.provider));
             let hash = audit_draw(beacon, nonce, part.signed.receipt.digest(&self.receipts));
             is_drawn(first_u64(&hash), rate_ppm).then_some(DrawRow { rate_ppm, ..draw })
         });
@@ -296,7 +312,7 @@ impl Auditing {
                 continue;
             }
             let draw = random()?;
-            if is_drawn(first_u64(&draw), self.config.policy.decoy_ppm)
+            if is_drawn(first_u64(&draw), self.policy().decoy_ppm)
                 && let Some(task) = self.decoy(auditor, random()?, now).await?
             {
                 return Ok(Some(task));
@@ -433,7 +449,7 @@ impl Auditing {
         stored: &StoredReceipt,
     ) -> Result<AuditOutcome, AuditError> {
         let accuses = matches!(report, Report::Accuses { .. });
-        if !accuses && !is_drawn(first_u64(&random()?), self.config.policy.recheck_ppm) {
+        if !accuses && !is_drawn(first_u64(&random()?), self.policy().recheck_ppm) {
             return Ok(AuditOutcome::Proven { tokens });
         }
         let Some(second) = self.replay(task).await else {
@@ -503,9 +519,18 @@ impl Auditing {
     /// A replay has shown that the token at `first_wrong` is wrong: its signer gets nothing any more, and the receipt
     /// goes to whoever takes it to court.
     pub(crate) async fn convict(&self, file: &ReceiptFile, first_wrong: u32) -> Result<(), AuditError> {
-        let Some(provider) = signer(&file.parts, first_wrong) else { return Ok(()) };
+        let Some(part) = signed_by(&file.parts, first_wrong) else { return Ok(()) };
+        let provider = part.provider;
         tracing::error!(%provider, receipt = %file.id, first_wrong, "a provider signed a wrong answer");
         self.standings.note(provider, Deed::Convicted, Some(file.id)).await?;
+        if let Some(stored) = self.store.receipt(file.id).await? {
+            let receipt = &part.signed.receipt;
+            let (key_id, noted_at) = (stored.key_id, clock::unix_seconds());
+            let (request, charged) = (receipt.request_hash, receipt.charged);
+            self.store
+                .put_refund(RefundRow { provider, request, receipt: file.id, key_id, charged, noted_at, paid: None })
+                .await?;
+        }
         if let Some(referee) = &self.config.referee {
             referee.on_conviction(file, first_wrong);
         }
@@ -581,12 +606,12 @@ impl Auditing {
 
     /// Share of a provider's answers that is audited now, in millionths; 0 if nobody audits.
     pub(crate) fn rate_ppm(&self, proven_tokens: u64) -> u32 {
-        if self.config.auditors.is_empty() { 0 } else { self.config.policy.rate_ppm(proven_tokens) }
+        if self.config.auditors.is_empty() { 0 } else { self.policy().rate_ppm(proven_tokens) }
     }
 
     /// Share of answers that is looked at after so many tokens were found right, in millionths.
     pub(crate) fn rate_of(&self, tokens: u64) -> u32 {
-        self.config.policy.rate_ppm(tokens)
+        self.policy().rate_ppm(tokens)
     }
 
     fn account(&self, auditor: Address) -> AuditorAccount {
@@ -605,13 +630,13 @@ impl Auditing {
 }
 
 /// Who signed the output token with this index; the last one for an index behind the end.
-pub(crate) fn signer(parts: &[ReceiptPart], index: u32) -> Option<ProviderId> {
+fn signed_by(parts: &[ReceiptPart], index: u32) -> Option<&ReceiptPart> {
     let mut end = 0usize;
     let found = parts.iter().find(|part| {
         end = end.saturating_add(part.output.len());
         (index as usize) < end
     });
-    found.or(parts.last()).map(|part| part.provider)
+    found.or(parts.last())
 }
 
 fn task_of(id: B256, stored: StoredReceipt) -> AuditTask {

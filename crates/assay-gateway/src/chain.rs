@@ -4,7 +4,8 @@ use crate::clock;
 use crate::ledger::{Addresses, Ledger, LedgerError, Registered, Withdrawal};
 use alloy_signer_local::PrivateKeySigner;
 use assay_chain::{ChainError, DepositRequest, Network};
-use assay_types::{Amount, B256, ChannelConfig, ChannelId};
+use assay_protocol::AuditPolicy;
+use assay_types::{Amount, B256, ChannelConfig, ChannelId, ProviderId, RequestHash};
 
 /// How long a signed deposit may wait for its block.
 const DEPOSIT_VALID_S: u64 = 3600;
@@ -66,6 +67,30 @@ impl Ledger for ChainLedger {
         let request = DepositRequest { config: *channel, amount, valid_before: now + DEPOSIT_VALID_S, salt };
         self.network.settlement.deposit(&request, &self.payer).await.map_err(failed)?;
         Ok(())
+    }
+
+    async fn refunded(&self, provider: ProviderId, request: RequestHash) -> Result<Option<Amount>, LedgerError> {
+        let Some(court) = &self.network.court else { return Ok(None) };
+        court.refunded(provider, request).await.map_err(failed)
+    }
+
+    async fn collect(&self) -> Result<(), LedgerError> {
+        let Some(court) = &self.network.court else { return Ok(()) };
+        if court.owed(self.network.client.address()).await.map_err(failed)? > Amount::ZERO {
+            court.withdraw().await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn audit_policy(&self) -> Result<Option<AuditPolicy>, LedgerError> {
+        let Some(parameters) = &self.network.parameters else { return Ok(None) };
+        let policy = parameters.policy().await.map_err(failed)?;
+        Ok(Some(AuditPolicy {
+            floor_ppm: policy.audit_floor_ppm,
+            half_tokens: policy.audit_half_tokens,
+            decoy_ppm: policy.decoy_ppm,
+            recheck_ppm: policy.recheck_ppm,
+        }))
     }
 }
 

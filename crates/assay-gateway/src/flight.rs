@@ -209,6 +209,8 @@ pub(crate) struct Flight {
     route: Vec<Step>,
     /// Once set, nothing more is sent to the client but the last word.
     stop: Option<Stop>,
+    /// It began, its provider was lost, and nobody goes on.
+    is_forsaken: bool,
 }
 
 /// One attempt as it is told to the client.
@@ -268,6 +270,7 @@ impl Flight {
             first_token: None,
             route: Vec::new(),
             stop: None,
+            is_forsaken: false,
         }
     }
 
@@ -323,7 +326,7 @@ impl Flight {
             providers: self.answer.parts().iter().map(|part| part.provider).collect(),
             prompt_tokens: self.ticket.job.prompt.len(),
             output_tokens: self.answer.tokens_count(),
-            charged: self.charged(),
+            charged: self.due(),
             first_token_millis: self.first_token.map(millis),
             millis: millis(self.ticket.entry.since().elapsed()),
         }
@@ -339,7 +342,10 @@ impl Flight {
         for _ in 0..attempts_max {
             let Picked { listing, prices, among, by } = match self.pick(&tried) {
                 Ok(picked) => picked,
-                Err(nobody) => return Landing::Failed(self.nobody(nobody, last_loss, only_busy)),
+                Err(nobody) => {
+                    self.is_forsaken = true;
+                    return Landing::Failed(self.nobody(nobody, last_loss, only_busy));
+                }
             };
             tried.push(listing.peer.id);
             self.route.push(Step { provider: listing.peer.id, among, by, lost: None });
@@ -395,6 +401,7 @@ impl Flight {
                 metrics.retries.inc()
             };
         }
+        self.is_forsaken = true;
         Landing::Failed(self.nobody(Nobody::Offers, last_loss, only_busy))
     }
 
@@ -418,6 +425,12 @@ impl Flight {
         let input = self.ticket.job.prompt.len() as u64 + u64::from(self.ticket.job.max_tokens) - more;
         // A price that is beyond all numbers is beyond all budgets.
         self.charged().saturating_add(prices.charge_up(input, more).unwrap_or(Amount(u128::MAX)))
+    }
+
+    /// What the key is charged. An answer that was broken off because nobody went on with it costs nothing: what its
+    /// providers signed for is the gateway's loss.
+    fn due(&self) -> Amount {
+        if self.is_forsaken { Amount::ZERO } else { self.charged() }
     }
 
     /// What the parts of the answer cost.
@@ -797,7 +810,7 @@ impl Flight {
         if self.used.is_empty() {
             return Ok(());
         }
-        let charged = self.charged();
+        let charged = self.due();
         let output_tokens: u64 = self.answer.parts().iter().map(|part| part.signed.receipt.output_tokens).sum();
         let prompt_tokens = if self.answer.parts().is_empty() { 0 } else { self.ticket.job.prompt.len() as u64 };
         let spent = self.ticket.hold.settle(charged, prompt_tokens.saturating_add(output_tokens), Instant::now());

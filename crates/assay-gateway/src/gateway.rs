@@ -24,6 +24,7 @@ use crate::scout::{Roster, Scout, Settings};
 use crate::serve::{self, Door};
 use crate::standing::Standings;
 use crate::store::{Store, StoreError};
+use crate::watch::Watch;
 use crate::x402::{self, Toll};
 use assay_net::{Pool, PoolOptions};
 use assay_types::{Amount, ProviderId};
@@ -221,6 +222,12 @@ impl Gateway {
             started_at: clock::unix_seconds(),
         });
         let roster = Arc::new(Roster::default());
+        let watch = Watch {
+            ledger: Arc::clone(&ledger),
+            store: inner.store.clone(),
+            keys: inner.keys.clone(),
+            auditing: Arc::clone(&inner.auditing),
+        };
         let scout = Scout {
             ledger,
             directory: Arc::clone(&inner.directory),
@@ -244,6 +251,7 @@ impl Gateway {
         let mut routers = http::routers(&inner);
         let mut background = vec![
             tokio::spawn(scout.run(inner.stop.clone())),
+            tokio::spawn(watch.run(inner.stop.clone())),
             tokio::spawn(reload_keys(inner.keys.clone(), inner.stop.clone())),
             tokio::spawn(Arc::clone(&inner.auditing).run(inner.stop.clone())),
             tokio::spawn(Arc::clone(&inner.comparing).run(queue, inner.stop.clone())),

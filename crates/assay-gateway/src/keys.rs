@@ -179,6 +179,7 @@ impl Keys {
             let id = KeyId(row.key_id);
             let account = accounts.entry(id).or_insert_with(|| Arc::new(Account::new(id, row.limits, row.spent, now)));
             account.change(row.limits, now);
+            account.credit(row.refunded);
             let known = Active { hash: row.hash, expires_at: row.limits.expires_at, account: Arc::clone(account) };
             active.entry(short(&row.hash)).or_default().push(known);
         }

@@ -2,7 +2,8 @@
 //!
 //! A narrow interface, so that the request path cannot reach the chain at all: only the background tasks hold one.
 
-use assay_types::{Address, Amount, B256, ChannelConfig, ChannelId, ProviderId};
+use assay_protocol::AuditPolicy;
+use assay_types::{Address, Amount, B256, ChannelConfig, ChannelId, ProviderId, RequestHash};
 use std::future::Future;
 
 /// A provider as the registry has it.
@@ -67,4 +68,23 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Puts `amount` of the gateway's tokens into the channel and opens it if need be; returns when it is final.
     fn deposit(&self, channel: &ChannelConfig, amount: Amount) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// What the court gave back of a punished answer's price; `None` as long as it has not. Without a court it never does.
+    fn refunded(
+        &self,
+        _provider: ProviderId,
+        _request: RequestHash,
+    ) -> impl Future<Output = Result<Option<Amount>, LedgerError>> + Send {
+        std::future::ready(Ok(None))
+    }
+
+    /// Takes what the court owes the gateway to its account.
+    fn collect(&self) -> impl Future<Output = Result<(), LedgerError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// How much the network audits; `None` if it does not say.
+    fn audit_policy(&self) -> impl Future<Output = Result<Option<AuditPolicy>, LedgerError>> + Send {
+        std::future::ready(Ok(None))
+    }
 }

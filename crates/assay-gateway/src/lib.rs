@@ -51,6 +51,7 @@ mod standing;
 mod store;
 mod tools;
 mod voice;
+mod watch;
 mod x402;
 
 pub use account::{KeyLimits, Rate};
@@ -65,5 +66,7 @@ pub use keys::{KEY_PREFIX, KeyError, KeyId, Keys};
 pub use ledger::{Addresses, Ledger, LedgerError, Registered, Withdrawal};
 pub use model::{GatewayModel, ModelError, PromptError};
 pub use referee::{Referee, Refereed};
-pub use store::{ChannelRow, KeyRow, NewKey, NewReceipt, PartRow, Store, StoreError, StoredReceipt, UsageRow};
+pub use store::{
+    ChannelRow, KeyRow, NewKey, NewReceipt, PartRow, RefundRow, Store, StoreError, StoredReceipt, UsageRow,
+};
 pub use x402::X402Config;

@@ -6,9 +6,9 @@ use anyhow::{Context, bail, ensure};
 use assay_chain::bindings::settlement::BatchSettlement;
 use assay_chain::bindings::{
     collector::Erc3009Collector, court::Court as CourtCode, judge::Judge, models::ModelRegistry,
-    registry::ProviderRegistry, token::TestUSD, trial::Trial,
+    parameters::Parameters as ParametersCode, registry::ProviderRegistry, token::TestUSD, trial::Trial,
 };
-use assay_chain::client::{Token, finality_depth};
+use assay_chain::client::{NetworkPolicy, Token, finality_depth};
 use assay_chain::{
     Address, ChainClient, ClientOptions, CourtParams, DeployParams, Existing, Network, NetworkAddresses,
     PrivateKeySigner, Slasher, deploy,
@@ -79,6 +79,15 @@ struct DeployArgs {
     /// The challenger's share of a penalty, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 40, value_parser = clap::value_parser!(u16).range(0..=99))]
     reward: u16,
+    /// The most of a penalty that goes back to who paid for the answer, in percent; with the reward at most 90
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u16).range(0..=90))]
+    refund: u16,
+    /// Who may propose other bonds, penalties, shares and audit rates [default: the key's address]
+    #[arg(long, value_name = "ADDRESS")]
+    owner: Option<Address>,
+    /// Hours between a proposal and the time when it can hold
+    #[arg(long, value_name = "HOURS", default_value_t = 48, value_parser = clap::value_parser!(u64).range(1..=2160))]
+    parameters_delay: u64,
     /// The most of a stake that can be taken within one unbonding delay, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=100))]
     max_slash: u16,
@@ -225,6 +234,7 @@ fn params(args: &DeployArgs, deployer: Address, decimals: u8) -> anyhow::Result<
         unbonding_delay_s / 49,
         args.unbonding
     );
+    ensure!(args.reward + args.refund <= 90, "--reward and --refund are at most 90 percent together");
     Ok(DeployParams {
         min_stake: coins("min-stake", args.min_stake)?,
         unbonding_delay_s,
@@ -234,6 +244,10 @@ fn params(args: &DeployArgs, deployer: Address, decimals: u8) -> anyhow::Result<
             penalty: coins("penalty", args.penalty)?,
             move_window_s: args.move_window,
             reward_bps: args.reward * 100,
+            refund_bps: args.refund * 100,
+            policy: NetworkPolicy::default(),
+            owner: args.owner.unwrap_or(deployer),
+            delay_s: args.parameters_delay * 3_600,
         }),
         max_slash_bps: args.max_slash * 100,
     })
@@ -252,6 +266,7 @@ async fn announce(
         Judge::BYTECODE.len(),
         ProviderRegistry::BYTECODE.len(),
         CourtCode::BYTECODE.len(),
+        ParametersCode::BYTECODE.len(),
         Trial::BYTECODE.len(),
     ];
     if existing.token.is_none() {
@@ -343,7 +358,7 @@ async fn court_status(network: &Network) -> anyhow::Result<Value> {
     let terms = court.terms().await?;
     Ok(json!({
         "bond": terms.bond, "penalty": terms.penalty, "moveWindowS": terms.move_window_s,
-        "rewardBps": terms.reward_bps, "sink": terms.sink, "since": network.addresses.court.map(|at| at.since),
+        "rewardBps": terms.reward_bps, "refundBps": terms.refund_bps, "version": terms.version, "sink": terms.sink, "since": network.addresses.court.map(|at| at.since),
         "canSlash": network.registry.slasher().await? == court.address,
     }))
 }
@@ -384,10 +399,11 @@ fn status_text(report: &Value) -> String {
         ));
         lines.push(if court.is_object() {
             format!(
-                "court: bond {}, penalty {}, {} bps of it to the challenger, the rest to {}; {} s a move",
+                "court: bond {}, penalty {}, {} bps of it to the challenger, up to {} to the payer, the rest to {}; {} s a move",
                 text(&court["bond"]),
                 text(&court["penalty"]),
                 court["rewardBps"],
+                court["refundBps"],
                 text(&court["sink"]),
                 court["moveWindowS"]
             )

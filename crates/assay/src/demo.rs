@@ -18,7 +18,7 @@ use assay_chain::{
     deploy_local,
 };
 use assay_engine::{EngineOptions, LoadOptions, Model, Runner};
-use assay_gateway::{AuditConfig, GatewayModel};
+use assay_gateway::{AuditConfig, GatewayHandle, GatewayModel};
 use assay_gguf::{GgmlType, Gguf, write::GgufWriter};
 use assay_graph::Trace;
 use assay_net::Sockets;
@@ -168,7 +168,7 @@ async fn cheat(dir: &Path, tokens: u32, narrator: &Arc<Narrator>) -> anyhow::Res
     narrator.say(&format!("the cheat's stake: {stake_before} before, {stake_after} now"), None);
     ensure!(stake_after < stake_before, "the stake did not move");
 
-    refund(&stage, narrator, &file, payer.address()).await?;
+    refunded(&stage, narrator, &file, &gateway, payer.address()).await?;
     // The cheat leaves; the same question goes to an honest provider.
     drop(providers.remove(0).shutdown().await);
     honest_answer(&stage, narrator, gateway.address(), &key, question, &model).await?;
@@ -377,20 +377,33 @@ async fn defend_cheat(network: Network, id: B256, own: Trace, right: Trace, gas:
     }
 }
 
-/// The contracts do not pay users back: what they take of a stake goes to the challenger and the sink. Of this network
-/// the operator is the sink, and pays the charge back from there.
-async fn refund(
+/// The court has given the answer's price back to the gateway, which credits it to the user's key.
+async fn refunded(
     stage: &Stage,
     narrator: &Narrator,
     file: &ReceiptFile,
+    gateway: &GatewayHandle,
     payer: assay_chain::Address,
 ) -> anyhow::Result<()> {
-    let court = stage.operator.court.as_ref().context("the network has a court")?;
     let charged = file.parts.iter().fold(Amount::ZERO, |sum, part| sum.saturating_add(part.signed.receipt.charged));
+    let started = Instant::now();
+    let credited = loop {
+        let keys = gateway.keys().list().await?;
+        let credited = keys.iter().fold(Amount::ZERO, |sum, key| sum.saturating_add(key.refunded));
+        if credited > Amount::ZERO {
+            break credited;
+        }
+        ensure!(started.elapsed() < READY_TIME_MAX, "the gateway was not paid back in {} s", READY_TIME_MAX.as_secs());
+        tokio::time::sleep(JUDGED_PAUSE).await;
+    };
+    ensure!(credited == charged, "the answer had cost {charged}, and {credited} came back");
+    narrator.say(
+        &format!("the gateway ({payer}) has its {charged} base units back and credits the user's key with them"),
+        None,
+    );
+    let court = stage.operator.court.as_ref().context("the network has a court")?;
     let sent = court.withdraw().await?;
     narrator.say("the operator, who is the court's sink here, takes the rest of the penalty", Some(&sent));
-    let sent = stage.operator.token.transfer(payer, charged).await?;
-    narrator.say(&format!("and pays the {charged} that the answer had cost back to its payer"), Some(&sent));
     Ok(())
 }
 

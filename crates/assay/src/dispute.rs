@@ -136,7 +136,9 @@ impl Narrator {
     fn end(&self, word: &str, text: &str) {
         match &self.voice {
             Voice::Told(tell) => tell(&format!("{word}: {text}"), None),
-            Voice::Printed { json: true } => crate::say(&json!({"result": word, "says": text}).to_string()),
+            Voice::Printed { json: true } => {
+                crate::say(&json!({"result": word, "says": text, "peakBytes": crate::memory::peak()}).to_string());
+            }
             _ if word == "not decided" => tell(format_args!("assay: {word}: {text}\n")),
             _ => crate::say(&format!("{word}: {text}")),
         }
@@ -183,6 +185,9 @@ async fn dispute(args: &DisputeArgs, narrator: &Narrator) -> anyhow::Result<Endi
     let since = open(narrator, &chain, &file, &subject, &case, id).await?;
     let documents = subject.documents(case);
     let ending = play(narrator, &chain, id, since, &trace, &documents).await?;
+    if matches!(ending, Ending::Convicted(_)) {
+        pay_back(narrator, &chain, &file.parts[part], since).await?;
+    }
     if !args.no_withdraw && chain.court.owed(chain.client.address()).await? > Amount::ZERO {
         let sent = chain.court.withdraw().await?;
         narrator.say("takes what the court owes: bond and reward", Some(&sent));
@@ -416,7 +421,7 @@ pub async fn play(
                 waiting = true;
                 Ok(None)
             }
-            Ok(Turn::Over) => return over(chain, documents).await,
+            Ok(Turn::Over) => return over(chain, documents, since).await,
             Err(WatchError::Play(PlayError::NothingWrong)) => {
                 let sent = court.concede(id).await?;
                 narrator.say("finds nothing wrong in the provider's trace and gives up", Some(&sent));
@@ -429,7 +434,7 @@ pub async fn play(
                 failures = 0;
                 narrator.say(&says, Some(&sent));
                 match court.outcome(&sent) {
-                    Some(Outcome::Convicted { slashed }) => return Ok(Ending::Convicted(slashed)),
+                    Some(Outcome::Convicted { slashed, .. }) => return Ok(Ending::Convicted(slashed)),
                     Some(Outcome::Acquitted) => return Ok(Ending::Lost),
                     None => {}
                 }
@@ -447,13 +452,33 @@ pub async fn play(
     }
 }
 
-async fn over(chain: &Chain, documents: &Documents) -> anyhow::Result<Ending> {
+/// How a dispute that was opened in block `since` ended.
+async fn over(chain: &Chain, documents: &Documents, since: u64) -> anyhow::Result<Ending> {
     let provider = chain.court.dispute(Court::dispute_id(chain.client.address(), &documents.case)).await?.provider;
     let request = assay_types::RequestHash(documents.case.requestHash);
-    if chain.court.is_convicted(ProviderId(provider), request).await? {
-        return Ok(Ending::Convicted(chain.terms.penalty));
+    Ok(match chain.court.conviction(ProviderId(provider), request, since).await? {
+        Some(Outcome::Convicted { slashed, .. }) => Ending::Convicted(slashed),
+        _ => Ending::Lost,
+    })
+}
+
+/// Has the payer of a convicted answer paid back; what it got, if anything was taken and nobody had done it before.
+pub async fn pay_back(
+    narrator: &Narrator,
+    chain: &Chain,
+    part: &ReceiptPart,
+    since: u64,
+) -> anyhow::Result<Option<Amount>> {
+    let receipt = &part.signed.receipt;
+    let conviction = chain.court.conviction(part.provider, receipt.request_hash, since).await?;
+    let Some(Outcome::Convicted { slashed, version }) = conviction else { return Ok(None) };
+    if chain.court.refunded(part.provider, receipt.request_hash).await?.is_none() {
+        let sent = chain.court.refund(part.provider, receipt, &part.channel, (slashed, version)).await?;
+        let payer = part.channel.payer;
+        narrator
+            .say(&format!("has the court pay {payer} back what the answer had cost, out of the stake"), Some(&sent));
     }
-    Ok(Ending::Lost)
+    Ok(chain.court.refunded(part.provider, receipt.request_hash).await?)
 }
 
 /// By this machine's clock or by the chain's: an idle chain's last block may be old.
@@ -480,7 +505,7 @@ async fn equivocation(
     let sent = chain.court.convict_equivocation(a, b).await?;
     narrator.say("shows two answers that were signed for one request", Some(&sent));
     let slashed = match chain.court.outcome(&sent) {
-        Some(Outcome::Convicted { slashed }) => slashed,
+        Some(Outcome::Convicted { slashed, .. }) => slashed,
         _ => Amount::ZERO,
     };
     if !args.no_withdraw && chain.court.owed(chain.client.address()).await? > Amount::ZERO {

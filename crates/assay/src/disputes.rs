@@ -50,16 +50,18 @@ pub fn run(args: &DisputesArgs) -> anyhow::Result<()> {
     if all.is_empty() {
         return print("no answer was disputed");
     }
-    let head = ["RECEIPT", "PROVIDER", "STATE", "SLASHED", "GAS", "SENT", "SINCE", "LAST STEP"].map(str::to_owned);
+    let head =
+        ["RECEIPT", "PROVIDER", "STATE", "SLASHED", "REFUNDED", "GAS", "SENT", "SINCE", "LAST STEP"].map(str::to_owned);
     print(&columns(&std::iter::once(head).chain(all.iter().map(row)).collect::<Vec<_>>()))
 }
 
-fn row(record: &Record) -> [String; 8] {
+fn row(record: &Record) -> [String; 9] {
     [
         record.receipt.chars().take(18).collect(),
         record.provider.map_or_else(|| "-".into(), |provider| provider.to_string().chars().take(10).collect()),
         word(record.stage).into(),
         record.slashed.map_or_else(|| "-".into(), |slashed| slashed.to_string()),
+        record.refunded.map_or_else(|| "-".into(), |refunded| refunded.to_string()),
         record.gas.to_string(),
         record.transactions.len().to_string(),
         when::rfc3339(record.updated_at),

@@ -11,6 +11,7 @@ use assay_store::{CacheFile, CacheState, ModelFile, WeightsError};
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use crate::economics::{self, EconomicsArgs};
 use crate::inventory::{cache_dirs, size};
 use crate::load::{self, CacheArgs, Progress};
 use crate::provide::ProvideConfig;
@@ -33,6 +34,11 @@ pub struct DoctorArgs {
     pub model: Vec<PathBuf>,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub economics: EconomicsArgs,
+    /// JSON-RPC of the network's chain, for --economics
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7412", requires = "economics")]
+    pub rpc: String,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -76,6 +82,10 @@ impl Finding {
 /// # Errors
 /// Something is wrong.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+    if args.economics.economics {
+        let root = args.dir.clone().map_or_else(state::default_dir, Ok)?;
+        return economics::run(&root, &args.rpc, args.economics, args.json);
+    }
     let mut findings = kernels();
     findings.push(memory());
     findings.extend(folders(args));

@@ -162,7 +162,8 @@ async fn list(keys: &Keys, json: bool) -> anyhow::Result<Option<String>> {
         print(&Value::from(rows.iter().map(shown).collect::<Vec<_>>()).to_string())?;
         return Ok(None);
     }
-    let head = ["ID", "NAME", "KEY", "STATE", "RPM", "TPM", "BUDGET", "SPENT", "EXPIRES"].map(str::to_owned);
+    let head =
+        ["ID", "NAME", "KEY", "STATE", "RPM", "TPM", "BUDGET", "SPENT", "REFUNDED", "EXPIRES"].map(str::to_owned);
     let limit = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let lines = rows.iter().map(|row| {
         let limits = &row.limits;
@@ -175,10 +176,11 @@ async fn list(keys: &Keys, json: bool) -> anyhow::Result<Option<String>> {
             limit(limits.tokens_per_minute.map(|n| n.to_string())),
             limit(limits.budget.map(|n| n.to_string())),
             row.spent.to_string(),
+            row.refunded.to_string(),
             limit(limits.expires_at.map(when::rfc3339)),
         ]
     });
-    let table: Vec<[String; 9]> = std::iter::once(head).chain(lines).collect();
+    let table: Vec<[String; 10]> = std::iter::once(head).chain(lines).collect();
     print(&columns(&table))?;
     Ok(None)
 }
@@ -241,7 +243,7 @@ fn state_of(row: &KeyRow) -> &'static str {
     match (row.revoked_at, row.limits.expires_at) {
         (Some(_), _) => "revoked",
         (None, Some(at)) if at <= when::now() => "expired",
-        _ if row.limits.budget.is_some_and(|budget| row.spent >= budget) => "spent",
+        _ if row.limits.budget.is_some_and(|budget| row.spent >= budget.saturating_add(row.refunded)) => "spent",
         _ => "works",
     }
 }
@@ -258,6 +260,7 @@ fn shown(row: &KeyRow) -> Value {
         "tokensPerMinute": row.limits.tokens_per_minute,
         "budget": row.limits.budget,
         "spent": row.spent,
+        "refunded": row.refunded,
         "expires": row.limits.expires_at.map(when::rfc3339),
     })
 }

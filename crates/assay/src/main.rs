@@ -12,6 +12,7 @@ mod dispute;
 mod disputes;
 mod doctor;
 mod earnings;
+mod economics;
 mod embed;
 mod import;
 mod inventory;

@@ -9,6 +9,14 @@ use serde::{Deserialize, Serialize};
 /// Fewest positions that are worth serving when memory is short and nobody asked for a number.
 const KV_TOKENS_MIN: usize = 1024;
 
+/// The most memory that this process has had at once, in bytes, where the system says so.
+pub fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 /// Arguments of every command that serves a model.
 #[derive(Clone, Debug, Default, Args, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -96,6 +96,9 @@ pub struct Record {
     pub bond: Amount,
     /// What the provider lost.
     pub slashed: Option<Amount>,
+    /// What of it went back to who had paid for the answer.
+    #[serde(default)]
+    pub refunded: Option<Amount>,
     /// Of the challenger's transactions.
     pub gas: u64,
     pub transactions: Vec<Sent>,
@@ -116,6 +119,7 @@ impl Record {
             says: "waits".into(),
             bond: Amount::ZERO,
             slashed: None,
+            refunded: None,
             gas: 0,
             transactions: vec![],
             updated_at: now(),
@@ -476,6 +480,10 @@ impl Shared {
             dispute::open(&narrator, &self.chain, &file, &subject, &case, id).await?
         };
         let ending = dispute::play(&narrator, &self.chain, id, since, &trace, &subject.documents(case)).await?;
+        if matches!(ending, Ending::Convicted(_)) {
+            let refunded = dispute::pay_back(&narrator, &self.chain, &file.parts[part], since).await?;
+            journal.record().refunded = refunded;
+        }
         self.collect(&narrator).await;
         Ok(Settled::Ended(ending))
     }

@@ -2,12 +2,15 @@
 //!
 //! Only what the contracts say: who moves what in a dispute is decided by the players (`assay-verify`).
 
-use super::{ChainClient, ChainError, TransactionReceipt, follow::SPAN_MAX, registry::Registry, token::Token};
+use super::{
+    ChainClient, ChainError, TransactionReceipt, follow::SPAN_MAX, parameters::Parameters, registry::Registry,
+    token::Token,
+};
 use crate::bindings::{
     court::{Court as CourtContract, IBatchSettlement, ReceiptLib as CourtReceipt},
     trial::{ReceiptLib, Trial as TrialContract},
 };
-use alloy_primitives::{Address, B256, Bytes, aliases::U40, keccak256};
+use alloy_primitives::{Address, B256, Bytes, Log, aliases::U40, keccak256};
 use alloy_rpc_types_eth::Filter;
 use alloy_sol_types::{SolCall, SolEvent, SolValue};
 use assay_types::{Amount, ChannelConfig, ChannelId, ProviderId, Receipt, RequestHash, SignedReceipt};
@@ -73,7 +76,7 @@ impl Phase {
     }
 }
 
-/// What the court was deployed with.
+/// What holds at the court now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CourtTerms {
     /// What a challenger puts up.
@@ -84,6 +87,12 @@ pub struct CourtTerms {
     pub move_window_s: u64,
     /// The challenger's share of a penalty, in basis points.
     pub reward_bps: u16,
+    /// The most of a penalty that goes back to who paid for the answer, in basis points.
+    pub refund_bps: u16,
+    /// Number of these terms; a dispute keeps those of its opening.
+    pub version: u16,
+    /// Where they stand and can be changed.
+    pub parameters: Address,
     /// Where the rest goes.
     pub sink: Address,
     /// Whose stake it takes.
@@ -99,6 +108,8 @@ pub enum Outcome {
     Convicted {
         /// Taken from its stake.
         slashed: Amount,
+        /// Of the terms that held.
+        version: u16,
     },
     /// The challenger lost its bond.
     Acquitted,
@@ -127,8 +138,13 @@ impl Court {
     /// [`ChainError`].
     pub async fn of_registry(client: ChainClient, registry: Address) -> Result<Option<Self>, ChainError> {
         let slasher = Registry::new(client.clone(), registry).slasher().await?;
-        match client.call(slasher, &CourtContract::trialCall {}).await {
-            Ok(trial) => Ok(Some(Self::new(client, slasher, trial))),
+        let found = async {
+            // A court of before there were parameters has other terms and other moves.
+            client.call(slasher, &CourtContract::parametersCall {}).await?;
+            client.call(slasher, &CourtContract::trialCall {}).await
+        };
+        match found.await {
+            Ok(trial) => Ok(Some(Self::new(client.clone(), slasher, trial))),
             Err(ChainError::NoContract { .. } | ChainError::BadReturn { .. } | ChainError::Reverted(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -139,14 +155,34 @@ impl Court {
     /// # Errors
     /// [`ChainError`].
     pub async fn block_of(&self, dispute: B256, since: u64) -> Result<Option<u64>, ChainError> {
+        let filter = Filter::new().address(self.trial).event_signature(Challenge::EVENT).topic1(dispute);
+        Ok(self.last_log(&filter, since).await?.and_then(|log| log.block_number))
+    }
+
+    /// The conviction of a provider for a request, searched from the head back to block `since`.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn conviction(
+        &self,
+        provider: ProviderId,
+        request: RequestHash,
+        since: u64,
+    ) -> Result<Option<Outcome>, ChainError> {
+        let event = CourtContract::Convicted::SIGNATURE_HASH;
+        let filter = Filter::new().address(self.address).event_signature(event).topic2(offence(provider, request));
+        Ok(self.last_log(&filter, since).await?.and_then(|log| convicted(&log.inner)))
+    }
+
+    /// The first log of the last range that has any.
+    async fn last_log(&self, filter: &Filter, since: u64) -> Result<Option<alloy_rpc_types_eth::Log>, ChainError> {
         let mut span = SPAN_MAX;
         let mut end = Some(self.client.block_number().await?);
         while let Some(last) = end.filter(|last| *last >= since) {
             let first = last.saturating_sub(span - 1).max(since);
-            let filter = Filter::new().address(self.trial).event_signature(Challenge::EVENT).topic1(dispute);
-            match self.client.logs(&filter.from_block(first).to_block(last)).await {
-                Ok(logs) => match logs.first().and_then(|log| log.block_number) {
-                    Some(block) => return Ok(Some(block)),
+            match self.client.logs(&filter.clone().from_block(first).to_block(last)).await {
+                Ok(logs) => match logs.into_iter().next() {
+                    Some(log) => return Ok(Some(log)),
                     None => end = first.checked_sub(1),
                 },
                 // What endpoints say of a range that is too long has no common form.
@@ -157,16 +193,30 @@ impl Court {
         Ok(None)
     }
 
-    /// What it was deployed with.
+    /// Where its terms stand.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn parameters(&self) -> Result<Parameters, ChainError> {
+        let address = self.client.call(self.address, &CourtContract::parametersCall {}).await?;
+        Ok(Parameters::new(self.client.clone(), address))
+    }
+
+    /// What holds there now.
     ///
     /// # Errors
     /// [`ChainError`].
     pub async fn terms(&self) -> Result<CourtTerms, ChainError> {
+        let parameters = self.parameters().await?;
+        let terms = parameters.current().await?;
         Ok(CourtTerms {
-            bond: Amount(self.client.call(self.address, &CourtContract::bondCall {}).await?),
-            penalty: Amount(self.client.call(self.address, &CourtContract::penaltyCall {}).await?),
+            bond: terms.bond,
+            penalty: terms.penalty,
             move_window_s: self.client.call(self.address, &CourtContract::moveWindowCall {}).await?.into(),
-            reward_bps: self.client.call(self.address, &CourtContract::rewardBpsCall {}).await?,
+            reward_bps: terms.reward_bps,
+            refund_bps: terms.refund_bps,
+            version: terms.version,
+            parameters: parameters.address,
             sink: self.client.call(self.address, &CourtContract::sinkCall {}).await?,
             registry: self.client.call(self.address, &CourtContract::registryCall {}).await?,
             token: self.client.call(self.address, &CourtContract::tokenCall {}).await?,
@@ -187,8 +237,39 @@ impl Court {
     /// # Errors
     /// [`ChainError`].
     pub async fn is_convicted(&self, provider: ProviderId, request: RequestHash) -> Result<bool, ChainError> {
-        let offence = keccak256((provider.0, request.0).abi_encode());
-        self.client.call(self.address, &CourtContract::convictedCall { offence }).await
+        self.client.call(self.address, &CourtContract::convictedCall { offence: offence(provider, request) }).await
+    }
+
+    /// What went back to the payer of a punished answer; `None` as long as nobody has had it paid back.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn refunded(&self, provider: ProviderId, request: RequestHash) -> Result<Option<Amount>, ChainError> {
+        let call = CourtContract::refundedCall { offence: offence(provider, request) };
+        let found = self.client.call(self.address, &call).await?;
+        Ok(found.isPaid.then_some(Amount(found.amount)))
+    }
+
+    /// Has the payer of a punished receipt paid back; the court owes it the amount then. `slashed` and `version` are
+    /// those of the conviction.
+    ///
+    /// # Errors
+    /// [`ChainError`]; reverts with `NothingHeld`, `NotTheChannel`.
+    pub async fn refund(
+        &self,
+        provider: ProviderId,
+        receipt: &Receipt,
+        channel: &ChannelConfig,
+        (slashed, version): (Amount, u16),
+    ) -> Result<TransactionReceipt, ChainError> {
+        let call = CourtContract::refundCall {
+            receipt: for_court(receipt),
+            provider: provider.0,
+            config: config_words(channel),
+            slashed: slashed.0,
+            version,
+        };
+        self.client.send(self.address, &call).await
     }
 
     /// Pays out what the client is owed.
@@ -258,15 +339,7 @@ impl Court {
     /// # Errors
     /// [`ChainError`]; reverts with `NoFault` if nothing was claimed.
     pub async fn challenge_claim(&self, config: &ChannelConfig) -> Result<TransactionReceipt, ChainError> {
-        let config = IBatchSettlement::ChannelConfig {
-            payer: config.payer,
-            payerAuthorizer: config.payer_authorizer,
-            receiver: config.receiver,
-            receiverAuthorizer: config.receiver_authorizer,
-            token: config.token,
-            withdrawDelay: U40::saturating_from(config.withdraw_delay),
-            salt: config.salt,
-        };
+        let config = config_words(config);
         self.client.send(self.address, &CourtContract::challengeClaimCall { config }).await
     }
 
@@ -392,10 +465,8 @@ impl Court {
     #[must_use]
     pub fn outcome(&self, receipt: &TransactionReceipt) -> Option<Outcome> {
         receipt.inner.logs().iter().filter(|log| log.inner.address == self.address).find_map(|log| {
-            if let Ok(event) = CourtContract::Convicted::decode_log(&log.inner) {
-                return Some(Outcome::Convicted { slashed: Amount(event.slashed) });
-            }
-            CourtContract::Acquitted::decode_log(&log.inner).is_ok().then_some(Outcome::Acquitted)
+            convicted(&log.inner)
+                .or_else(|| CourtContract::Acquitted::decode_log(&log.inner).is_ok().then_some(Outcome::Acquitted))
         })
     }
 }
@@ -454,6 +525,28 @@ impl ClaimChallenge {
             provider: ProviderId(event.provider),
             claimed: Amount(event.claimed),
         })
+    }
+}
+
+/// What convictions for one request share.
+fn offence(provider: ProviderId, request: RequestHash) -> B256 {
+    keccak256((provider.0, request.0).abi_encode())
+}
+
+fn convicted(log: &Log) -> Option<Outcome> {
+    let event = CourtContract::Convicted::decode_log(log).ok()?;
+    Some(Outcome::Convicted { slashed: Amount(event.slashed), version: event.version })
+}
+
+fn config_words(config: &ChannelConfig) -> IBatchSettlement::ChannelConfig {
+    IBatchSettlement::ChannelConfig {
+        payer: config.payer,
+        payerAuthorizer: config.payer_authorizer,
+        receiver: config.receiver,
+        receiverAuthorizer: config.receiver_authorizer,
+        token: config.token,
+        withdrawDelay: U40::saturating_from(config.withdraw_delay),
+        salt: config.salt,
     }
 }
 

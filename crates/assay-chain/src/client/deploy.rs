@@ -4,16 +4,22 @@
 //! So each is deployed before the one that it names, with the address that one will have by the deployer's next nonces.
 
 use super::{
-    ChainClient, ChainError, court::Court, models::Models, registry::Registry, settlement::Settlement, token::Token,
+    ChainClient, ChainError,
+    court::Court,
+    models::Models,
+    parameters::{NetworkPolicy, Parameters, Terms, policy_words, terms_words},
+    registry::Registry,
+    settlement::Settlement,
+    token::Token,
 };
 use crate::{
     bindings::{
-        court::Court as CourtContract, judge::Judge, models::ModelRegistry, registry::ProviderRegistry, token::TestUSD,
-        trial::Trial,
+        court::Court as CourtContract, judge::Judge, models::ModelRegistry,
+        parameters::Parameters as ParametersContract, registry::ProviderRegistry, token::TestUSD, trial::Trial,
     },
     embedded::COLLECTOR_ADDRESS,
 };
-use alloy_primitives::Address;
+use alloy_primitives::{Address, aliases::U96};
 use alloy_sol_types::SolConstructor;
 use assay_types::{Amount, SETTLEMENT_ADDRESS};
 use serde::{Deserialize, Serialize};
@@ -49,6 +55,10 @@ pub struct CourtAddresses {
     pub trial: Address,
     /// Repeats one step.
     pub judge: Address,
+    /// What the network can change about itself; none in networks of before there were any, whose court this release
+    /// does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<Address>,
     /// No dispute is in an earlier block.
     pub since: u64,
 }
@@ -68,8 +78,10 @@ pub struct Network {
     pub models: Models,
     /// Channels.
     pub settlement: Settlement,
-    /// The court, if the network has one.
+    /// The court, if the network has one that this release knows.
     pub court: Option<Court>,
+    /// What the network can change about itself.
+    pub parameters: Option<Parameters>,
 }
 
 impl Network {
@@ -86,7 +98,11 @@ impl Network {
             registry: Registry::new(client.clone(), addresses.registry),
             models: Models::new(client.clone(), addresses.model_registry),
             settlement: Settlement::new(client.clone(), addresses.settlement, addresses.collector),
-            court: addresses.court.map(|at| Court::new(client.clone(), at.court, at.trial)),
+            court: addresses
+                .court
+                .filter(|at| at.parameters.is_some())
+                .map(|at| Court::new(client.clone(), at.court, at.trial)),
+            parameters: addresses.court.and_then(|at| at.parameters).map(|at| Parameters::new(client.clone(), at)),
             client,
             addresses,
         })
@@ -119,6 +135,7 @@ impl NetworkAddresses {
         ];
         if let Some(at) = self.court {
             all.extend([("court", at.court), ("trial", at.trial), ("judge", at.judge)]);
+            all.extend(at.parameters.map(|at| ("parameters", at)));
         }
         all
     }
@@ -157,8 +174,21 @@ pub struct CourtParams {
     pub penalty: Amount,
     /// Seconds for each move; at most a 49th of the unbonding delay.
     pub move_window_s: u32,
-    /// The challenger's share of a penalty in basis points, below 10,000.
+    /// The challenger's share of a penalty in basis points.
     pub reward_bps: u16,
+    /// The most of a penalty that goes back to who paid, in basis points; with the reward at most 9,000.
+    pub refund_bps: u16,
+    /// How much is audited.
+    pub policy: NetworkPolicy,
+    /// Who may propose other parameters; the deployer's key if it is zero.
+    pub owner: Address,
+    /// Seconds between a proposal and its application, an hour to 90 days.
+    pub delay_s: u64,
+}
+
+impl CourtParams {
+    /// Bonds and penalties may grow so much over what a network begins with, never more.
+    const GROWTH_MAX: u128 = 100;
 }
 
 impl DeployParams {
@@ -173,7 +203,8 @@ impl DeployParams {
         }
     }
 
-    /// [`Self::local`] with a court: a bond of 25 coins, a penalty of 100, three hours a move, 40 % to the challenger.
+    /// [`Self::local`] with a court: a bond of 25 coins, a penalty of 100, three hours a move, 40 % to the challenger and
+    /// up to 10 % back to the payer; two days until a change holds.
     #[must_use]
     pub fn local_court(sink: Address) -> Self {
         let court = CourtParams {
@@ -182,6 +213,10 @@ impl DeployParams {
             penalty: Amount(100_000_000),
             move_window_s: 3 * 3_600,
             reward_bps: 4_000,
+            refund_bps: 1_000,
+            policy: NetworkPolicy::default(),
+            owner: Address::ZERO,
+            delay_s: 2 * 86_400,
         };
         Self { slasher: Slasher::Court(court), ..Self::local(sink) }
     }
@@ -281,6 +316,8 @@ async fn deploy_court(
     let since = client.block_number().await?;
     let judge = client.deploy(&Judge::BYTECODE, &[]).await?;
     progress("judge", judge);
+    let parameters = deploy_parameters(client, court).await?;
+    progress("parameters", parameters);
     let nonce = client.next_nonce().await?;
     let court_at = client.address().create(nonce + 1);
     let trial_at = client.address().create(nonce + 2);
@@ -290,10 +327,7 @@ async fn deploy_court(
         trial_: trial_at,
         settlement_: existing.settlement,
         sink_: court.sink,
-        bond_: court.bond.0,
-        penalty_: court.penalty.0,
-        moveWindow_: court.move_window_s,
-        rewardBps_: court.reward_bps,
+        parameters_: parameters,
     };
     let court_found = client.deploy(&CourtContract::BYTECODE, &arguments.abi_encode()).await?;
     progress("court", court_found);
@@ -305,7 +339,22 @@ async fn deploy_court(
         let text = "the key sent something else while it deployed; deploy again with a key of its own";
         return Err(ChainError::BadArgument(text.into()));
     }
-    Ok((registry, CourtAddresses { court: court_found, trial, judge, since }))
+    Ok((registry, CourtAddresses { court: court_found, trial, judge, parameters: Some(parameters), since }))
+}
+
+async fn deploy_parameters(client: &ChainClient, court: &CourtParams) -> Result<Address, ChainError> {
+    let CourtParams { bond, penalty, reward_bps, refund_bps, .. } = *court;
+    let cap = |amount: Amount| U96::saturating_from(amount.0.saturating_mul(CourtParams::GROWTH_MAX));
+    let arguments = ParametersContract::constructorCall {
+        owner_: if court.owner.is_zero() { client.address() } else { court.owner },
+        delay_: court.delay_s,
+        moveWindow_: court.move_window_s,
+        bondMax_: cap(bond),
+        penaltyMax_: cap(penalty),
+        terms_: terms_words(&Terms { bond, penalty, reward_bps, refund_bps, version: 0 })?,
+        policy_: policy_words(&court.policy),
+    };
+    client.deploy(&ParametersContract::BYTECODE, &arguments.abi_encode()).await
 }
 
 async fn deploy_registry(

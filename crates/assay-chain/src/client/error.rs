@@ -2,8 +2,9 @@
 
 use crate::bindings::{
     collector::Erc3009Collector::Erc3009CollectorErrors, court::Court::CourtErrors, judge::Judge::JudgeErrors,
-    models::ModelRegistry::ModelRegistryErrors, registry::ProviderRegistry::ProviderRegistryErrors,
-    settlement::BatchSettlement::BatchSettlementErrors, token::TestUSD::TestUSDErrors, trial::Trial::TrialErrors,
+    models::ModelRegistry::ModelRegistryErrors, parameters::Parameters::ParametersErrors,
+    registry::ProviderRegistry::ProviderRegistryErrors, settlement::BatchSettlement::BatchSettlementErrors,
+    token::TestUSD::TestUSDErrors, trial::Trial::TrialErrors,
 };
 use alloy_primitives::{Address, B256, Bytes};
 use alloy_sol_types::{SolInterface, decode_revert_reason};
@@ -135,6 +136,7 @@ impl Revert {
                 .or_else(|| named::<Erc3009CollectorErrors>(Erc3009CollectorErrors::name_by_selector(selector), &data))
                 .or_else(|| named::<TrialErrors>(TrialErrors::name_by_selector(selector), &data))
                 .or_else(|| named::<CourtErrors>(CourtErrors::name_by_selector(selector), &data))
+                .or_else(|| named::<ParametersErrors>(ParametersErrors::name_by_selector(selector), &data))
                 .or_else(|| named::<JudgeErrors>(JudgeErrors::name_by_selector(selector), &data))
         });
         let (name, text) = known.unwrap_or_else(|| match (selector, decode_revert_reason(&data)) {

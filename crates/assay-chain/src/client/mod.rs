@@ -9,6 +9,7 @@ mod error;
 mod follow;
 mod http;
 mod models;
+mod parameters;
 mod read;
 mod registry;
 mod sender;
@@ -23,6 +24,7 @@ pub use deploy::{
 pub use error::{ChainError, Revert};
 pub use follow::{ContractLogs, Cursor, Followed, Follower, LogSource, SeenBlock, finality_depth};
 pub use models::{ModelRecord, Models};
+pub use parameters::{Caps, NetworkPolicy, Parameters, Terms};
 pub use read::{BlockHead, ContractCall};
 pub use registry::{Listing, ProviderInfo, Registry, StakeDetails};
 pub use settlement::{

@@ -5,10 +5,12 @@
 //! after its commit. Reads use their own connections and never wait for the writer.
 
 mod audits;
+mod refunds;
 mod rows;
 mod writer;
 
 pub use audits::{AuditRow, DeedRow, DrawRow};
+pub use refunds::RefundRow;
 pub use rows::{ChannelRow, KeyRow, NewKey, NewReceipt, PartRow, StoredReceipt, UsageRow};
 
 use crate::account::KeyLimits;
@@ -168,7 +170,11 @@ impl Store {
             .map_err(|e| if is_damage(&e) { unusable(path, &e.to_string()) } else { open_error(e) })?;
         let prepared = prepare(&first, path).await;
         let prepared = match prepared {
-            Ok(()) => sqlx::raw_sql(audits::SCHEMA).execute(&first).await.map(drop).map_err(open_error),
+            Ok(()) => sqlx::raw_sql(AssertSqlSafe([audits::SCHEMA, refunds::SCHEMA].concat()))
+                .execute(&first)
+                .await
+                .map(drop)
+                .map_err(open_error),
             refused => refused,
         };
         first.close().await;
@@ -230,7 +236,12 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(KeyRow::read).collect()
+        let mut keys: Vec<KeyRow> = rows.iter().map(KeyRow::read).collect::<Result<_, _>>()?;
+        let refunded = self.refunded().await?;
+        for key in &mut keys {
+            key.refunded = refunded.get(&key.key_id).copied().unwrap_or_default();
+        }
+        Ok(keys)
     }
 
     /// A page of what answers cost, in the order in which they were stored: those behind `after`, which is 0 at first

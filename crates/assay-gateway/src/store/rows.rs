@@ -27,6 +27,8 @@ pub struct KeyRow {
     pub limits: KeyLimits,
     /// Sum of what its stored answers were charged.
     pub spent: Amount,
+    /// Sum of what came back for answers that were wrong.
+    pub refunded: Amount,
 }
 
 /// A key to note.
@@ -60,6 +62,7 @@ impl KeyRow {
                 expires_at: row.try_get::<Option<i64>, _>("expires_at")?.map(i64::cast_unsigned),
             },
             spent: amount(row.try_get("spent")?)?,
+            refunded: Amount::ZERO,
         })
     }
 }
@@ -69,7 +72,7 @@ fn rate(row: &SqliteRow, name: &'static str) -> Result<Option<u32>, StoreError> 
     value.map(|value| u32::try_from(value).map_err(|_| StoreError::BadRow("rate"))).transpose()
 }
 
-fn amount(bytes: &[u8]) -> Result<Amount, StoreError> {
+pub(super) fn amount(bytes: &[u8]) -> Result<Amount, StoreError> {
     Ok(Amount(u128::from_be_bytes(fixed(bytes, "amount")?)))
 }
 

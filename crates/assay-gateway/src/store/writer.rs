@@ -1,7 +1,7 @@
 //! The one task that writes: everything that waits goes into one transaction.
 
 use super::audits::DEEDS_KEPT_S;
-use super::{AuditRow, ChannelRow, DeedRow, NewKey, NewReceipt, StoreError, model_key};
+use super::{AuditRow, ChannelRow, DeedRow, NewKey, NewReceipt, RefundRow, StoreError, model_key};
 use crate::account::KeyLimits;
 use assay_protocol::PayerRow;
 use assay_types::{Address, Amount, ChannelId, Done, Manifest};
@@ -53,6 +53,9 @@ pub(super) enum WriteKind {
     },
     PutDeed {
         row: DeedRow,
+    },
+    PutRefund {
+        row: RefundRow,
     },
     /// Nothing more is written after the group that this is in.
     Close,
@@ -172,6 +175,17 @@ impl<'a> Batch<'a> {
                 self.bind(row.noted.provider.0.to_vec())?;
                 self.bind(row.text()?)?;
                 self.bind(row.noted.receipt.map(|receipt| receipt.0.to_vec()))
+            }
+            WriteKind::PutRefund { row } => {
+                self.sql += "INSERT INTO refunds (provider, request_hash, receipt_id, key_id, charged, noted_at, paid) \
+                             VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET paid = coalesce(paid, excluded.paid);";
+                self.bind(row.provider.0.to_vec())?;
+                self.bind(row.request.0.to_vec())?;
+                self.bind(row.receipt.0.to_vec())?;
+                self.bind(row.key_id)?;
+                self.bind(bytes(row.charged))?;
+                self.bind(row.noted_at.cast_signed())?;
+                self.bind(row.paid.map(bytes))
             }
             WriteKind::Close => Ok(()),
         }

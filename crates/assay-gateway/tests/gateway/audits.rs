@@ -324,3 +324,16 @@ async fn strangers_and_requests_out_of_turn_are_refused() {
     check(&honest, "/v1/audits/lease", honest.request(now()), 403, "not_an_auditor").await;
     assert_ne!(second.id, task.id);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_networks_parameters_say_how_much_is_audited() {
+    let (world, script) = world(1, 0, 0).await;
+    *world.ledger.policy.lock().unwrap() = Some(AuditPolicy { decoy_ppm: 1_000_000, ..AuditPolicy::default() });
+    let (world, _) = world.restart().await;
+    world.chat(json!({})).await;
+    // Without the parameters this gateway gives out no decoys; with them nothing else.
+    for _ in 0..3 {
+        let task = auditor(&world, 0xa1).task().await;
+        assert_ne!(script.examine(&task).0, AuditVerdict::Exact);
+    }
+}

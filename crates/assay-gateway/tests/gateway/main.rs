@@ -10,6 +10,7 @@ mod lifecycle;
 mod lives;
 mod money;
 mod redundant;
+mod refunds;
 mod routing;
 mod streaming;
 mod world;

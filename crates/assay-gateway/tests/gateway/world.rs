@@ -7,11 +7,12 @@ use assay_gateway::{
 };
 use assay_gguf::{Gguf, Tokenizer};
 use assay_net::{AddressPolicy, Sockets};
+use assay_protocol::AuditPolicy;
 use assay_testkit::fake_provider::{FakeProvider, Script};
 use assay_testkit::models::{TinyLlama, tiny_llama};
 use assay_types::{
-    Address, Amount, B256, CANONICAL_PROFILE, ChannelConfig, ChannelId, Finish, Manifest, ModelId, Prices, ReceiptFile,
-    TokenId, receipt_domain, response_hash, settlement_domain,
+    Address, Amount, B256, CANONICAL_PROFILE, ChannelConfig, ChannelId, Finish, Manifest, ModelId, Prices, ProviderId,
+    ReceiptFile, RequestHash, TokenId, receipt_domain, response_hash, settlement_domain,
 };
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
@@ -43,6 +44,10 @@ const ADDRESSES: Addresses = Addresses {
 pub struct FakeLedger {
     pub providers: Mutex<Vec<Registered>>,
     deposits: Mutex<BTreeMap<ChannelId, Amount>>,
+    /// What the court gave back.
+    pub refunds: Mutex<BTreeMap<(ProviderId, RequestHash), Amount>>,
+    /// What the network's parameters say.
+    pub policy: Mutex<Option<AuditPolicy>>,
 }
 
 impl Ledger for FakeLedger {
@@ -64,6 +69,14 @@ impl Ledger for FakeLedger {
 
     async fn finalize(&self, _channel: &ChannelConfig) -> Result<(), LedgerError> {
         Ok(())
+    }
+
+    async fn refunded(&self, provider: ProviderId, request: RequestHash) -> Result<Option<Amount>, LedgerError> {
+        Ok(self.refunds.lock().unwrap().get(&(provider, request)).copied())
+    }
+
+    async fn audit_policy(&self) -> Result<Option<AuditPolicy>, LedgerError> {
+        Ok(*self.policy.lock().unwrap())
     }
 
     async fn deposit(&self, channel: &ChannelConfig, amount: Amount) -> Result<(), LedgerError> {

@@ -30,11 +30,23 @@ fn a_network_has_a_court_that_can_slash_and_another_can_be_deployed_beside_it() 
     assert_eq!(status, 0, "{err}");
     let report = json(&out);
     let contracts = report["contracts"].as_array().expect("a list");
-    assert_eq!(contracts.len(), 8, "{out}");
+    assert_eq!(contracts.len(), 9, "{out}");
     assert!(contracts.iter().all(|contract| contract["hasCode"] == true), "{out}");
     assert_eq!((&report["court"]["canSlash"], &report["finalityDepth"]), (&Value::Bool(true), &0.into()));
     assert_eq!(report["providers"][0]["stake"], "500000000", "{out}");
     let token = contracts[0]["address"].as_str().expect("an address");
+
+    // Cheating does not pay under the parameters that hold, and would if all auditors could be bought.
+    let doctor = ["doctor", "--economics", "--json", "--rpc", &rpc, "--dir", shown(dir.path())];
+    let output = assay().args(doctor).output().expect("assay runs");
+    let found = json(&String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success() && found["ok"] == true, "{found}");
+    assert_eq!((&found["terms"]["penalty"], &found["policy"]["auditFloorPpm"]), (&"100000000".into(), &20_000.into()));
+    assert_eq!(found["checks"].as_array().map(Vec::len), Some(7), "{found}");
+    let output = assay().args(doctor).args(["--collusion", "1000000"]).output().expect("assay runs");
+    let found = json(&String::from_utf8_lossy(&output.stdout));
+    assert!(!output.status.success() && found["ok"] == false, "{found}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cheating may pay"), "{output:?}");
 
     // A second network on the same chain with the same coin.
     let (key, second) = (dir.path().join("deployer.key"), dir.path().join("second.json"));
@@ -133,7 +145,8 @@ fn a_provider_of_four_bits_for_eight_is_caught_judged_and_slashed() {
         "convicts: from these operands",
         "the dispute took",
         "the cheat's stake: 500000000 before, 400000000 now",
-        "pays the",
+        "has the court pay",
+        "base units back and credits the user's key",
         "the replay finds every token right",
         "done in",
     ] {

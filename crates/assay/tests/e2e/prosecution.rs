@@ -1,6 +1,6 @@
 //! Disputes that begin by themselves: of a network whose referee has kept a wrong answer.
 
-use crate::support::{Network, assay};
+use crate::support::{Http, Network, assay, shipped};
 use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use assay_types::{ReceiptFile, Signature, receipt_domain, response_hash};
@@ -24,14 +24,30 @@ fn records(dir: &Path, args: &[&str]) -> Vec<Value> {
 }
 
 /// What a provider would sign whose weights give another token: the honest answer with one changed.
-fn forged(mut file: ReceiptFile, key: &PrivateKeySigner) -> ReceiptFile {
+fn forged(file: ReceiptFile, key: &PrivateKeySigner) -> ReceiptFile {
+    forged_at(file, key, RIGHT_TOKENS)
+}
+
+fn forged_at(mut file: ReceiptFile, key: &PrivateKeySigner, at: usize) -> ReceiptFile {
+    let part = &mut file.parts[0];
+    part.output[at] ^= 1;
+    part.signed.receipt.response_hash = response_hash(&part.output, part.finish);
+    signed(file, key)
+}
+
+/// The file with its first receipt signed as it is now.
+pub fn signed(mut file: ReceiptFile, key: &PrivateKeySigner) -> ReceiptFile {
     let domain = receipt_domain(file.chain_id, file.registry);
     let part = &mut file.parts[0];
-    part.output[RIGHT_TOKENS] ^= 1;
-    part.signed.receipt.response_hash = response_hash(&part.output, part.finish);
     let digest = part.signed.receipt.digest(&domain);
     part.signed.signature = Signature::new(&key.sign_hash_sync(&digest).expect("a key signs"));
     file
+}
+
+/// The first provider's key.
+pub fn provider_key(dir: &Path) -> PrivateKeySigner {
+    let key = std::fs::read_to_string(dir.join("provider-1/provider.key")).expect("the provider's key");
+    key.trim().parse().expect("a key")
 }
 
 fn keep(dir: &Path, name: &str, file: &ReceiptFile, first_wrong: usize) {
@@ -41,7 +57,7 @@ fn keep(dir: &Path, name: &str, file: &ReceiptFile, first_wrong: usize) {
     std::fs::write(folder.join(format!("{name}.json")), kept.to_string()).expect("a file is written");
 }
 
-fn answer(network: &Network, change: &Value) -> ReceiptFile {
+pub fn answer(network: &Network, change: &Value) -> ReceiptFile {
     let mut body = json!({
         "model": "assay-tiny", "temperature": 0, "max_tokens": 12, "ignore_eos": true,
         "messages": [{"role": "user", "content": "Tell me a long story."}],
@@ -66,8 +82,7 @@ fn a_dispute_begins_by_itself_survives_a_kill_and_is_judged() {
     let right = answer(&network, &json!({"max_tokens": 5}));
     let by_chance = answer(&network, &json!({"temperature": 1, "seed": 5}));
     network.stop();
-    let key = std::fs::read_to_string(dir.join("provider-1/provider.key")).expect("the provider's key");
-    let key: PrivateKeySigner = key.trim().parse().expect("a key");
+    let key = provider_key(dir);
     let wrong = forged(honest.clone(), &key);
     let id = wrong.id.to_string();
     keep(dir, &id, &wrong, RIGHT_TOKENS);
@@ -79,14 +94,17 @@ fn a_dispute_begins_by_itself_survives_a_kill_and_is_judged() {
     std::fs::write(dir.join("convictions/damaged.json"), "{").expect("a file is written");
 
     let network = Network::start(dir, &["--providers", "1"]);
-    let is_open = |record: &Value| record["transactions"].as_array().is_some_and(|sent| !sent.is_empty());
-    let opened = (0..LOOKS_MAX).find(|_| records(dir, &[&id]).first().is_some_and(is_open));
+    let is_open = |record: &Value| {
+        record["receipt"] == json!(id) && record["transactions"].as_array().is_some_and(|sent| !sent.is_empty())
+    };
+    let opened = (0..LOOKS_MAX).find(|_| records(dir, &[]).iter().any(is_open));
     assert!(opened.is_some(), "the dispute was never opened: {:?}", records(dir, &[]));
     network.kill();
     let network = Network::start(dir, &["--providers", "1"]);
     let judged = records(dir, &[&id, "--wait"]).remove(0);
     assert_eq!(judged["stage"], "convicted", "{judged}");
     assert_eq!((&judged["bond"], &judged["slashed"]), (&json!("0"), &json!("100000000")), "{judged}");
+    assert_eq!(judged["refunded"], json!(wrong.parts[0].signed.receipt.charged), "the payer got the price back");
     let sent: Vec<&str> = judged["transactions"]
         .as_array()
         .expect("a list")
@@ -127,8 +145,7 @@ fn bonds_stay_within_their_limit_and_disputes_can_be_off() {
     let network = Network::start(dir, &["--providers", "1", "--no-dispute"]);
     let honest = answer(&network, &json!({}));
     network.stop();
-    let key = std::fs::read_to_string(dir.join("provider-1/provider.key")).expect("the provider's key");
-    let wrong = forged(honest, &key.trim().parse().expect("a key"));
+    let wrong = forged(honest, &provider_key(dir));
     let id = wrong.id.to_string();
     keep(dir, &id, &wrong, RIGHT_TOKENS);
     let mut command = assay();
@@ -148,4 +165,82 @@ fn bonds_stay_within_their_limit_and_disputes_can_be_off() {
     // A person takes the kept proof to court, as before.
     let output = assay().args(["verify"]).arg(dir.join("convictions").join(format!("{id}.json"))).output();
     assert!(output.expect("assay runs").status.success(), "the statements hold");
+}
+
+/// JSON-RPC over the test's HTTP client.
+fn rpc(chain: &str, method: &str, params: Value) -> Value {
+    let mut http = Http::connect(chain.trim_start_matches("http://"), None);
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+    let (status, reply) = http.post("/", &body);
+    assert_eq!(status, 200, "{reply}");
+    reply["result"].clone()
+}
+
+fn number(hex: &Value) -> u64 {
+    u64::from_str_radix(hex.as_str().expect("a number").trim_start_matches("0x"), 16).expect("hex")
+}
+
+/// The whole game over a long answer, both sides by their programs, with what it costs in gas and memory.
+#[test]
+fn a_dispute_over_a_thousand_tokens_stays_within_its_gas_and_memory() {
+    const TOKENS: usize = 1_000;
+    const GAS_MAX: u64 = 1_300_000;
+    const MEMORY_MAX: u64 = 200_000_000;
+    let dir = tempfile::tempdir().expect("a folder");
+    let dir = dir.path();
+    let network = Network::start(dir, &["--providers", "1", "--no-audit"]);
+    let honest = answer(&network, &json!({"max_tokens": TOKENS}));
+    assert_eq!(honest.parts[0].output.len(), TOKENS);
+    let wrong = forged_at(honest, &provider_key(dir), TOKENS - 100);
+    let file = dir.join("wrong.json");
+    std::fs::write(&file, serde_json::to_string(&wrong).expect("JSON")).expect("a file is written");
+    let url = network.chain();
+    let output = assay()
+        .args([
+            "dispute",
+            "--json",
+            "--no-withdraw",
+            "--no-cache",
+            "--model",
+            "assay-tiny",
+            "--rpc",
+            &url,
+            "--key-file",
+        ])
+        .arg(dir.join("gateway.key"))
+        .arg(&file)
+        .output()
+        .expect("assay runs");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let end = lines.last().expect("an end");
+    assert_eq!(end["result"], "convicted", "{text}{}", String::from_utf8_lossy(&output.stderr));
+
+    // Every transaction of both sides, from the challenge to the punishment: what the trial was called with.
+    let sent: Vec<&Value> =
+        lines.iter().map(|line| &line["transaction"]).filter(|sent| sent["hash"].is_string()).collect();
+    let opened = lines.iter().position(|line| line["says"].as_str().is_some_and(|says| says.starts_with("challenges")));
+    let first = &lines[opened.expect("a challenge")]["transaction"];
+    let trial = rpc(&url, "eth_getTransactionByHash", json!([first["hash"]]))["to"].clone();
+    let last = sent.iter().filter_map(|sent| sent["block"].as_u64()).max().expect("blocks");
+    let mut gas = 0;
+    for block in first["block"].as_u64().expect("a block")..=last {
+        let receipts = rpc(&url, "eth_getBlockReceipts", json!([format!("{block:#x}")]));
+        gas += receipts
+            .as_array()
+            .expect("receipts")
+            .iter()
+            .filter(|r| r["to"] == trial)
+            .map(|r| number(&r["gasUsed"]))
+            .sum::<u64>();
+    }
+    let model = std::fs::metadata(shipped("assay-tiny-q8_0.gguf")).expect("the model").len();
+    let peak = end["peakBytes"].as_u64().expect("this system says it");
+    println!(
+        "1,000 tokens: {gas} gas of both sides; the challenger took {} MB over the model",
+        (peak - model) / 1_000_000
+    );
+    assert!(gas > 0 && gas <= GAS_MAX, "{gas} gas:\n{text}");
+    assert!(peak - model <= MEMORY_MAX, "{peak} bytes");
+    network.stop();
 }
