@@ -1,6 +1,7 @@
 //! End to end: the binary as a user runs it.
 
 mod attacks;
+mod cheats;
 mod cli;
 mod court;
 mod earnings;
