@@ -190,9 +190,10 @@ struct Models {
 }
 
 impl Models {
-    /// Kernels and threads of whoever works next. The scalar kernels are slow, so they come less often.
+    /// Kernels and threads of whoever works next. The scalar kernels are slow by an order of magnitude, so they come only
+    /// once in sixteen times: thousands of answers in a campaign.
     fn machine(&self, draws: &mut Draws) -> (Isa, usize) {
-        let isa = match draws.below(8) {
+        let isa = match draws.below(16) {
             0 => Isa::Scalar,
             _ => self.isas[draws.below(self.isas.len())],
         };
@@ -212,6 +213,12 @@ impl Models {
         let task = AuditTask { id: B256::ZERO, job: job.clone(), output: claim.output.clone(), finish: claim.finish };
         examine(&task, &self.right, job.model_id, runner).expect("a finding").verdict
     }
+}
+
+/// The kernels of this machine besides the scalar ones, or those.
+fn vectorized() -> Vec<Isa> {
+    let fast: Vec<Isa> = Isa::available().iter().copied().filter(|isa| *isa != Isa::Scalar).collect();
+    if fast.is_empty() { vec![Isa::Scalar] } else { fast }
 }
 
 fn size() -> (usize, usize) {
@@ -234,7 +241,7 @@ fn cheats_are_convicted_at_the_first_wrong_position_and_honest_answers_never() {
         right,
         weights: (0..count).map(|_| faulty(&mut draws, false)).collect(),
         layers: (0..count.min(6)).map(|_| faulty(&mut draws, true)).collect(),
-        isas: Isa::available().to_vec(),
+        isas: vectorized(),
     };
     let mut runners = BTreeMap::new();
     let (mut audited, mut convicted, mut same) = (0usize, 0usize, 0usize);
@@ -275,6 +282,7 @@ fn cheats_are_convicted_at_the_first_wrong_position_and_honest_answers_never() {
     }
     let kernels = models.isas.iter().map(Isa::to_string).collect::<Vec<_>>().join(", ");
     println!("{audited} honest answers, 0 accused; {convicted} cheats, all convicted at the first wrong token");
-    println!("by kind: {by_kind:?}; {same} faults changed no token; kernels {kernels}, 1 and 2 threads");
-    assert!(cheats_wanted < 100 || by_kind.len() >= 2);
+    println!("by kind: {by_kind:?}; {same} faults changed no token; kernels {kernels} and scalar, 1 and 2 threads");
+    // A round is of one kind: the usual test has a few, a campaign all.
+    assert!(by_kind.len() >= (cheats_wanted / BATCH).clamp(1, KINDS.len()), "{by_kind:?}");
 }
