@@ -50,7 +50,7 @@ pub use reputation::{Components, Deed, EVENTS_MAX, Event, Reputation, Reputation
 pub use route::{Candidate, RouteQuery, Snapshot, route};
 pub use served::{Bill, ServedStream, Step};
 pub use terms::StreamTerms;
-pub use watch::{OnChain, ReceiverWatch, claimable_down};
+pub use watch::{OnChain, ReceiverWatch, claimable_down, lasting_balance_down};
 
 /// Most requests that one channel carries at a time; a further one is an error on both sides.
 pub const STREAMS_MAX: usize = 1024;

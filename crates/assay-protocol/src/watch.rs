@@ -10,7 +10,7 @@ use std::time::Duration;
 /// A channel in the settlement contract.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OnChain {
-    /// Deposited, less withdrawals; claimed tokens stay counted.
+    /// Deposited, less withdrawals, as far as it lasts ([`lasting_balance_down`]); claimed tokens stay counted.
     pub balance: Amount,
     /// Claimed so far, cumulative.
     pub claimed: Amount,
@@ -91,6 +91,13 @@ pub fn claimable_down(charged_total: Amount, ceiling: Amount, balance: Amount) -
     charged_total.min(ceiling).min(balance)
 }
 
+/// What of a channel's balance no reorganization takes back, with the balance and the withdrawal of the last block that is
+/// final: a withdrawal that ended in a later block may end once more before the claims that came first, and take more.
+#[must_use]
+pub fn lasting_balance_down(head: Amount, settled: Amount, settled_withdrawal: Amount) -> Amount {
+    settled.saturating_sub(settled_withdrawal).min(head)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +138,15 @@ mod tests {
         watch.on_chain(at(20), &OnChain { is_withdrawing: true, ..OnChain::default() });
         assert!(!needs(&watch, 24, 1));
         assert!(needs(&watch, 25, 1));
+    }
+
+    #[test]
+    fn what_a_withdrawal_may_take_in_another_order_does_not_last() {
+        // 500, of which 213 are withdrawn; 106 were claimed first, so that 112 were left to take, and the head has 388.
+        for (head, settled, withdrawal, expect) in [(500, 500, 0, 500), (388, 500, 213, 287), (287, 500, 213, 287)] {
+            assert_eq!(lasting_balance_down(Amount(head), Amount(settled), Amount(withdrawal)), Amount(expect));
+        }
+        assert_eq!(lasting_balance_down(Amount(750), Amount(500), Amount(0)), Amount(500), "a deposit of just now");
     }
 
     #[test]

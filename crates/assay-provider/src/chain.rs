@@ -5,6 +5,7 @@ use assay_chain::{
     ChainError, ClaimRow, Network,
     client::{ChannelState, ClaimReport},
 };
+use assay_protocol::lasting_balance_down;
 use assay_types::{Amount, B256, ChannelId, ProviderId};
 use std::{future::Future, pin::Pin};
 
@@ -73,7 +74,8 @@ impl Chain for Network {
         Box::pin(async move {
             let state = self.settlement.channel(id).await?;
             let settled = self.settlement.settled_channel(id).await?;
-            let settled_balance = settled.balance.min(state.balance);
+            let withdrawal = self.settlement.settled_withdrawal(id).await?;
+            let settled_balance = lasting_balance_down(state.balance, settled.balance, withdrawal);
             let is_withdrawing = self.settlement.pending_withdrawal(id).await?.is_some();
             Ok(ChannelOnChain { state, settled_balance, is_withdrawing })
         })

@@ -39,10 +39,14 @@ struct ShownChain {
 
 impl Chain for ShownChain {
     fn channel(&self, _: ChannelId) -> Answer<'_, ChannelOnChain> {
-        let Moment { head, settled, .. } = self.moment.lock().unwrap().expect("it was shown");
+        let moment = self.moment.lock().unwrap().expect("it was shown");
+        let head = moment.head;
         let state = ChannelState { balance: Amount(head.balance), total_claimed: Amount(head.claimed) };
-        let settled_balance = Amount(settled.balance.min(head.balance));
-        let found = ChannelOnChain { state, settled_balance, is_withdrawing: head.withdrawal.is_some() };
+        let found = ChannelOnChain {
+            state,
+            settled_balance: moment.lasting_balance(),
+            is_withdrawing: head.withdrawal.is_some(),
+        };
         Box::pin(std::future::ready(Ok(found)))
     }
 

@@ -286,6 +286,16 @@ impl Settlement {
         Ok(ChannelState { balance: Amount(state.balance), total_claimed: Amount(state.totalClaimed) })
     }
 
+    /// What was to be withdrawn from a channel in the last block that no reorganization undoes; 0 if nothing.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub async fn settled_withdrawal(&self, channel: ChannelId) -> Result<Amount, ChainError> {
+        let call = BatchSettlement::pendingWithdrawalsCall { channelId: channel.0 };
+        let state = self.client.call_settled(self.address, &call).await?;
+        Ok(if state.initiatedAt.is_zero() { Amount::ZERO } else { Amount(state.amount) })
+    }
+
     /// A channel's pending withdrawal.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 use crate::settlement::Channel;
 use assay_protocol::{
     OnChain, PayerRow, ReceiverChannel, ReceiverState, ReceiverWatch, VerifiedVoucher, claimable_down,
+    lasting_balance_down,
 };
 use assay_types::{
     Amount, ChannelId, Done, Finish, ModelId, Receipt, RequestHash, Signature, SignedReceipt, TokenId, response_hash,
@@ -32,6 +33,15 @@ pub struct Moment {
     /// By the latest one that no reorganization undoes.
     pub settled: Channel,
     pub withdraw_delay: u64,
+}
+
+impl Moment {
+    /// What no reorganization takes back.
+    #[must_use]
+    pub fn lasting_balance(&self) -> Amount {
+        let withdrawal = self.settled.withdrawal.map_or(0, |(amount, _)| amount);
+        lasting_balance_down(Amount(self.head.balance), Amount(self.settled.balance), Amount(withdrawal))
+    }
 }
 
 /// What a receipt says.
@@ -142,8 +152,7 @@ impl PlainReceiver {
 
     fn ask(&mut self, at: &Moment) {
         let found = OnChain {
-            // A deposit counts when it can not be undone; a withdrawal at once.
-            balance: Amount(at.head.balance.min(at.settled.balance)),
+            balance: at.lasting_balance(),
             claimed: Amount(at.head.claimed),
             is_withdrawing: at.head.withdrawal.is_some(),
         };

@@ -209,6 +209,7 @@ impl World<'_> {
         });
         let receipt = &done.receipt.receipt;
         let truth = self.truth.get_mut(&request).expect("opened");
+        assert!(output_tokens as u64 <= truth.sent, "{output_tokens} tokens are billed: {truth:?}");
         assert!(receipt.charged.0 >= truth.charged, "a charge falls: {truth:?} {receipt:?}");
         self.charged[channel] += receipt.charged.0 - truth.charged;
         truth.charged = receipt.charged.0;
