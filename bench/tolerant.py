@@ -119,12 +119,12 @@ def ask(ready, number):
 
 def run(assay, name, is_honest, options):
     with tempfile.TemporaryDirectory() as state:
+        server, url = start_engine(state, options)
         network = subprocess.Popen(
             [assay, "up", "--json", "--dir", state, "--port", "0", "--providers", "1", "--challenge-every", "0"],
             stdout=subprocess.PIPE, text=True,
         )
         ready = json.loads(network.stdout.readline())
-        server, url = start_engine(state, options)
         provider = subprocess.Popen(
             [assay, "provide", "--upstream", url, "--dir", state], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             text=True,

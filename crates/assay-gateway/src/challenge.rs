@@ -188,7 +188,11 @@ async fn answer(
                 }));
             }
             // The flight has noted that an answer broke off.
-            Update::Failed(GatewayError::Providers(_)) => return Ok(Some(Deed::Silent)),
+            Update::Failed(GatewayError::Providers(loss)) => {
+                // That our channel is empty is not the provider's silence.
+                let is_ours = loss.starts_with("payment: ") || loss.starts_with("its payment channel");
+                return Ok((!is_ours).then_some(Deed::Silent));
+            }
             Update::Failed(_) => return Ok(None),
             Update::Receipts(_) | Update::Piece(..) => {}
         }

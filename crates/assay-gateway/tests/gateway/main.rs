@@ -2,6 +2,7 @@
 
 mod audits;
 mod chain;
+mod challenges;
 mod dialects;
 mod errors;
 mod failover;

@@ -372,3 +372,36 @@ fn broken_streams_end_with_an_error(network: &Network, engine: &Engine) {
     assert!(last.contains("error") && events.iter().all(|event| event != "[DONE]"), "{events:?}");
     assert!(events.len() > 2, "some of it had come: {events:?}");
 }
+
+/// Challenges come by themselves, are answered like any request, and their answers are looked at: here replayed, as the
+/// provider is of class exact.
+#[test]
+fn providers_are_challenged_at_random_times_and_what_they_answer_is_replayed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let network = Network::start(dir.path(), &["--providers", "1", "--threads", "1", "--challenge-every", "1"]);
+    let id = &network.providers()[0];
+    let receipts_of = |standing: &Value, deed: &str| -> Vec<Value> {
+        let events = standing["events"].as_array().cloned().unwrap_or_default();
+        events.iter().filter(|event| event["deed"] == deed).map(|event| event["receipt"].clone()).collect()
+    };
+    let both = |standing: &Value| {
+        let proven = receipts_of(standing, "proven");
+        receipts_of(standing, "answered").iter().any(|receipt| proven.contains(receipt))
+    };
+    let standing = until(dir.path(), id, both);
+    let events = standing["events"].as_array().expect("events");
+    let answered = events.iter().find(|event| event["deed"] == "answered").expect("an answer");
+    assert!(answered["tokens"].as_u64() > Some(0) && answered["first_millis"].is_u64(), "{answered}");
+    // A challenge is nobody's answer: no key is charged for it, and no key can fetch it.
+    let receipt = answered["receipt"].as_str().expect("a receipt");
+    assert_eq!(network.http().get(&format!("/v1/receipts/{receipt}")).0, 404);
+    let usage = assay().args(["usage", "--json", "--dir"]).arg(dir.path()).output().expect("assay usage runs");
+    assert!(!String::from_utf8_lossy(&usage.stdout).contains(receipt), "{usage:?}");
+    // What a person reads has every component.
+    let shown = assay().args(["providers", &id[..10], "--dir"]).arg(dir.path()).output().expect("assay providers runs");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    for expect in ["exact", "floor 10.0 %", "proven", "answered", receipt] {
+        assert!(shown.contains(expect), "{expect:?} in {shown}");
+    }
+    network.stop();
+}
