@@ -7,7 +7,6 @@ use assay_testkit::fake_provider::Trick;
 use assay_types::Amount;
 use axum::http::Method;
 use serde_json::{Value, json};
-use std::time::Duration;
 
 async fn row(world: &World) -> KeyRow {
     world.gateway.keys().list().await.unwrap().into_iter().find(|row| row.name == "user").unwrap()
@@ -25,7 +24,6 @@ async fn refunded(world: &World) -> Amount {
             if found > Amount::ZERO {
                 return found;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.expect("it comes back in time")
