@@ -8,7 +8,7 @@ import { execFile, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -160,6 +160,52 @@ await check('a repository: the token stays with its host, a break is gone on fro
   for (const server of [cdn, hub]) {
     server.closeAllConnections();
     server.close();
+  }
+});
+
+await check('a model is published: on the chain, and from there to its manifest and its file', async () => {
+  const model = join(dir, 'tiny.gguf');
+  copyFileSync(new URL('../../models/assay-tiny/assay-tiny-q8_0.gguf', import.meta.url), model);
+  const keys = ['a1', 'b2'].map((byte) => {
+    const key = join(dir, `${byte}.key`);
+    writeFileSync(key, byte.repeat(32));
+    return key;
+  });
+  const network = spawn(assay, ['up', '--json', '--dir', join(dir, 'network'), '--port', '0', '--providers', '1'], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...process.env, HOME: dir },
+  });
+  const ended = once(network, 'exit');
+  let server;
+  try {
+    const [line] = await once(createInterface({ input: network.stdout }), 'line');
+    const { modelRegistry } = JSON.parse(readFileSync(join(dir, 'network/network.json'), 'utf8')).addresses;
+    const publish = async (key) =>
+      JSON.parse(
+        await run(['publish', model, '--json', '--rpc', JSON.parse(line).chain, '--registry', modelRegistry, '--key-file', key]),
+      );
+    const first = await publish(keys[0]);
+    assert.match(first.transaction, /^0x[0-9a-f]{64}$/);
+    assert.equal((await publish(keys[1])).transaction, null);
+    assert.equal(`${first.cid}\n`, await run(['cid', model]));
+    server = spawn(assay, ['store', 'serve', model, '--listen', '127.0.0.1:0', '--json'], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...process.env, HOME: dir },
+    });
+    const { url } = JSON.parse((await once(createInterface({ input: server.stdout }), 'line'))[0]);
+    const manifest = JSON.parse((await pull(first.uri, ['--from', url])).content);
+    assert.deepEqual([manifest.modelId, manifest.cid], [first.modelId, first.cid]);
+    assert.equal(manifest.manifest.weightsRoot, first.weightsRoot);
+    same((await pull(manifest.cid, ['--from', url])).content, readFileSync(model));
+    // The same model cut in another way has another manifest, which only its publisher could have registered.
+    rmSync(join(dir, '.assay/blocks'), { recursive: true });
+    const words = ['publish', model, '--profile', PROFILES[1], '--rpc', JSON.parse(line).chain];
+    await assert.rejects(run([...words, '--registry', modelRegistry, '--key-file', keys[1]]), /was registered by 0x/);
+    await assert.rejects(run([...words, '--registry', modelRegistry, '--key-file', keys[0]]), /can never change/);
+  } finally {
+    server?.kill('SIGTERM');
+    network.kill('SIGTERM');
+    await ended;
   }
 });
 

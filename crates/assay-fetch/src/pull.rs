@@ -283,7 +283,8 @@ impl Work {
             placed.copies.iter().try_for_each(|copy| copy_within(&self.file, copy.from, copy.to, copy.len))
         };
         let written = write();
-        written.and_then(|()| self.note(cid, block, is_in_file, origin)).map_err(|error| self.disk(error))
+        let unwritten = placed.data.len() as u64 * placed.offsets.len() as u64;
+        written.and_then(|()| self.note(cid, block, is_in_file, origin)).map_err(|error| self.disk(unwritten, error))
     }
 
     fn note(&mut self, cid: &Cid, block: &[u8], is_in_file: bool, origin: Origin) -> io::Result<()> {
@@ -298,8 +299,9 @@ impl Work {
         Ok(())
     }
 
-    fn disk(&self, source: io::Error) -> Refused {
-        let missing = self.assembly.len().unwrap_or(0).saturating_sub(self.assembly.done());
+    /// `unwritten` bytes were accepted and could not be written.
+    fn disk(&self, unwritten: u64, source: io::Error) -> Refused {
+        let missing = self.assembly.len().unwrap_or(0).saturating_sub(self.assembly.done()) + unwritten;
         Refused::Disk(disk_error(&self.path, missing, source))
     }
 

@@ -24,6 +24,7 @@ mod prosecutor;
 mod provide;
 mod providers;
 mod ps;
+mod publish;
 mod pull;
 mod receipts;
 mod referee;
@@ -65,6 +66,8 @@ enum Command {
     Import(import::ImportArgs),
     /// A model from anywhere: CID, hf:OWNER/NAME, URL, file
     Pull(pull::PullArgs),
+    /// What a model is, for others: its ids, a manifest, an entry in a chain's registry
+    Publish(publish::PublishArgs),
     /// Gives the models of this machine to others
     Store(store::StoreArgs),
     /// The models on this machine
@@ -116,6 +119,7 @@ fn main() -> ExitCode {
         Command::Embed(args) => embed::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::Publish(args) => publish::run(&args),
         Command::Store(args) => store::run(&args),
         Command::List(args) => inventory::list(&args),
         Command::Show(args) => inventory::show(&args),

@@ -1,7 +1,7 @@
 //! `assay store serve`: gives the models of this machine to anybody, as a trustless IPFS gateway.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::load::Progress;
 use crate::stop::StopSignals;
-use crate::{models, say, start_logging, tell};
+use crate::{models, publish, say, start_logging, tell};
 
 /// Arguments of `assay store`.
 #[derive(Debug, clap::Args)]
@@ -58,6 +58,12 @@ pub fn run(args: &StoreArgs) -> anyhow::Result<()> {
     let shelf = Arc::new(Shelf::new());
     for path in &paths {
         shelf.put(&models::name(path), index(path, args.profile)?);
+        // Beside a model that was published, which is found by way of it.
+        let manifest = publish::manifest_file(path);
+        if manifest.is_file() {
+            let name = format!("{}.manifest", models::name(path));
+            shelf.put(&name, BlockIndex::build(&manifest, Profile::UnixfsV1.layout(), &mut |_| ())?);
+        }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -84,7 +90,7 @@ pub fn run(args: &StoreArgs) -> anyhow::Result<()> {
 }
 
 /// Which block is where in `path`: known from before, or found by hashing all of it.
-fn index(path: &PathBuf, profile: Profile) -> anyhow::Result<BlockIndex> {
+pub fn index(path: &Path, profile: Profile) -> anyhow::Result<BlockIndex> {
     let kept = models::block_index(path);
     let known = kept.as_ref().and_then(|kept| BlockIndex::load(kept, path));
     // A pulled file keeps the tree that it came with, whatever its profile.
