@@ -250,7 +250,7 @@ contract Court is ICourt {
     /// @dev Slashes once for an offence. `bond` is the challenger's own. What is not its reward is held until the payer
     /// of the receipt has been paid back; without a receipt it is the sink's. The registry is this network's own and
     /// calls nobody but the token, and the offence is marked before it is called.
-    // slither-disable-next-line reentrancy-benign,reentrancy-events
+    // slither-disable-next-line reentrancy-benign,reentrancy-events,reentrancy-no-eth
     function _convict(
         address provider,
         bytes32 offence,
@@ -260,6 +260,7 @@ contract Court is ICourt {
         bytes32 receiptHash
     ) private {
         uint128 taken;
+        // slither-disable-next-line incorrect-equality (a hash or a mark, not a balance)
         if (_held[offence] == 0) {
             _held[offence] = bytes32(uint256(1));
             // A provider without stake is convicted all the same.

@@ -81,6 +81,7 @@ contract Parameters is IParameters {
 
     /// @inheritdoc IParameters
     function enact() external {
+        // slither-disable-next-line incorrect-equality (zero says that nothing is proposed)
         if (_from == 0) revert NothingProposed();
         if (block.timestamp < _from) revert TooEarly(_from);
         _from = 0;
@@ -90,6 +91,7 @@ contract Parameters is IParameters {
     /// @inheritdoc IParameters
     function offerOwner(address next) external {
         _requireOwner();
+        // slither-disable-next-line missing-zero-check (zero takes the offer back)
         nextOwner = next;
         emit OwnerOffered(next);
     }
