@@ -43,7 +43,7 @@ fn receipt_file(data: &[u8], bytes_max: usize) {
         let again = serde_json::to_vec(&file).expect("it has an encoding");
         assert_eq!(serde_json::from_slice::<ReceiptFile>(&again).ok().as_ref(), Some(&file));
         let _ = statements::check(&file);
-        let _ = file.job.validate(&JobLimits { vocab_size: 256, context_length: 4096 });
+        let _ = file.job.validate(&JobLimits { vocab_size: 256, context_length: 4096, dimensions: 0 });
     }
     if let Ok(job) = serde_json::from_slice::<Job>(data) {
         assert_eq!(job.resumed_after(&[1]).input_tokens(), job.input_tokens() + 1);

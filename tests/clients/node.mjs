@@ -1,9 +1,9 @@
-// The npm `openai` client against a running network. Usage: node.mjs BASE_URL KEY. Prints one JSON line a check:
+// The npm `openai` client against a running network. Usage: node.mjs BASE_URL KEY ENCODER. Prints one JSON line a check:
 // {"name": .., "error": ..}; no `error` means passed.
 import assert from 'node:assert/strict';
 import OpenAI from 'openai';
 
-const [baseURL, apiKey] = process.argv.slice(2);
+const [baseURL, apiKey, encoder] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
 const model = (await client.models.list()).data[0].id;
 const messages = [{ role: 'user', content: 'What is the capital of France?' }];
@@ -44,6 +44,20 @@ const checks = {
     assert.equal(text, whole.output_text);
     assert.equal(last.type, 'response.completed');
     assert.equal(last.response.usage.output_tokens, whole.usage.output_tokens);
+  },
+  'node: embeddings, base64 and float, and the receipt page checks theirs': async () => {
+    const ask = { model: encoder, input: ['the cat', 'the dog'] };
+    const packed = await client.embeddings.create(ask);
+    const plain = await client.embeddings.create({ ...ask, encoding_format: 'float' });
+    assert.deepEqual(packed.data.map((row) => row.embedding.length), [384, 384]);
+    packed.data.forEach((row, i) => row.embedding.forEach((x, j) => assert.equal(Math.fround(plain.data[i].embedding[j]), x)));
+    const source = await (await fetch(new URL('/r/verify.js', baseURL))).text();
+    const { parse, verify } = await import(`data:text/javascript;base64,${Buffer.from(source).toString('base64')}`);
+    const file = parse(JSON.stringify(await client.get(`/receipts/${packed.assay.receipt}`)));
+    assert.ok(verify(file).every((check) => check.holds), JSON.stringify(verify(file)));
+    file.job.embed.lengths.reverse();
+    file.job.embed.lengths[0] += 1;
+    assert.ok(verify(file).some((check) => !check.holds));
   },
   'node: the receipt page checks a receipt, and finds every change': async () => {
     const at = (path) => new URL(path, baseURL);

@@ -1,6 +1,6 @@
 """Stock clients of OpenAI's and Anthropic's APIs against a running network, and every example of docs/API.md.
 
-Usage: run.py PATH_OF_ASSAY. Starts `assay up` in a temporary folder on free ports, runs the Python checks of this file
+Usage: run.py PATH_OF_ASSAY ENCODER. Starts `assay up` in a temporary folder on free ports, runs the Python checks of this file
 and of peers.py, the examples, and the JavaScript checks of node.mjs and ai.mjs against it, stops it, and checks that it stopped cleanly. Prints one line a check
 and `N passed, N failed` at the end.
 """
@@ -32,10 +32,10 @@ CITY = {
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-def start(assay: str, state: str):
+def start(assay: str, encoder: str, state: str):
     """`assay up` as a child; its ready line as a dictionary."""
     process = subprocess.Popen(
-        [assay, "up", "--json", "--dir", state, "--port", "0"], stdout=subprocess.PIPE, text=True
+        [assay, "up", "--json", "--dir", state, "--port", "0", "--encoder", encoder], stdout=subprocess.PIPE, text=True
     )
     timer = threading.Timer(READY_S_MAX, process.kill)
     timer.start()
@@ -43,7 +43,74 @@ def start(assay: str, state: str):
     timer.cancel()
     if not line:
         raise SystemExit(f"assay up ended before it was ready, status {process.wait()}")
-    return process, json.loads(line)
+    return process, {**json.loads(line), "encoder": Path(encoder).stem, "assay": assay, "encoder_file": encoder}
+
+
+def vector_checks(network):
+    """Embeddings with OpenAI's own client, and reranking. Yields (name, function) pairs."""
+    client = openai.OpenAI(base_url=network["gateway"], api_key=network["key"], max_retries=0)
+    model = network["encoder"]
+    texts = ["The cat sits on the mat.", "A kitten rests on a rug.", "Interest rates rose in March."]
+
+    def cosine(a, b):
+        return sum(x * y for x, y in zip(a, b)) / (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+
+    def embeds():
+        # This client asks for base64 and decodes it; the other way has to give the same numbers.
+        packed = client.embeddings.create(model=model, input=texts)
+        plain = client.embeddings.create(model=model, input=texts, encoding_format="float", dimensions=384)
+        rows = [row.embedding for row in packed.data]
+        assert [len(row) for row in rows] == [384] * 3 and [row.index for row in packed.data] == [0, 1, 2], packed
+        assert all(abs(x - y) <= 1e-9 for a, b in zip(rows, plain.data) for x, y in zip(a, b.embedding))
+        assert cosine(rows[0], rows[1]) > 0.5 > cosine(rows[0], rows[2]), "the model knows what is alike"
+        assert packed.usage.prompt_tokens == packed.usage.total_tokens > 15, packed.usage
+        one = client.embeddings.create(model=model, input=texts[1]).data[0].embedding
+        assert one == rows[1], "what else is in a request changes no bit"
+
+    def many():
+        lines = [f"{n} cats and {n % 7} dogs" for n in range(150)]
+        reply = client.embeddings.create(model=model, input=lines)
+        alone = client.embeddings.create(model=model, input=lines[137])
+        assert len(reply.data) == 150 and reply.data[137].embedding == alone.data[0].embedding
+        assert len(reply.assay["receipts"]) == 3, reply.assay
+
+    def verifies():
+        reply = client.embeddings.create(model=model, input=texts)
+        receipt = client.get(f"/receipts/{reply.assay['receipt']}", cast_to=object)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "receipt.json"
+            path.write_text(json.dumps(receipt))
+            check = [network["assay"], "verify", str(path), "--model", network["encoder_file"]]
+            done = subprocess.run(check, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0 and "3 vectors re-derived" in done.stdout, (done.stdout, done.stderr)
+            receipt["parts"][0]["output"][5] ^= 1
+            path.write_text(json.dumps(receipt))
+            assert subprocess.run(check, capture_output=True, text=True, timeout=120).returncode == 1
+
+    def ranks():
+        ask = {"model": model, "query": "pets", "documents": texts[::-1], "top_n": 2}
+        reply = client.post("/rerank", body=ask, cast_to=object)
+        assert [result["index"] for result in reply["results"]] in ([2, 1], [1, 2]), reply
+        vectors = [row.embedding for row in client.embeddings.create(model=model, input=["pets", *texts[::-1]]).data]
+        for result in reply["results"]:
+            assert abs(cosine(vectors[0], vectors[1 + result["index"]]) - result["relevance_score"]) < 1e-6, reply
+
+    def refuses():
+        for change, param in [({"input": ["word " * 400]}, "input"), ({"input": ""}, "input"), ({"dimensions": 8}, "dimensions")]:
+            try:
+                client.embeddings.create(**{"model": model, "input": "a", **change})
+            except openai.BadRequestError as error:
+                assert error.param == param, error
+            else:
+                raise AssertionError(f"{change} was accepted")
+
+    return [
+        ("python: embeddings, base64 and float", embeds),
+        ("python: 150 embeddings in one request", many),
+        ("python: the receipt of vectors, verified and changed", verifies),
+        ("python: rerank is the cosine of embeddings", ranks),
+        ("python: embeddings that are refused", refuses),
+    ]
 
 
 def python_checks(network):
@@ -288,7 +355,7 @@ def anthropic_checks(network):
 
 def examples(network):
     """Each block of docs/API.md that is a program has to end well and to print something."""
-    os.environ.update(ASSAY_URL=network["gateway"], ASSAY_KEY=network["key"])
+    os.environ.update(ASSAY_URL=network["gateway"], ASSAY_KEY=network["key"], ASSAY_ENCODER=network["encoder"])
     text = (HERE / "../../docs/API.md").read_text()
     headings = re.compile(r"^##+ ([^\n]*)$|^```(bash|python|ts)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -321,7 +388,7 @@ def examples(network):
 
 
 def main():
-    assay = os.path.abspath(sys.argv[1])
+    assay, encoder = (os.path.abspath(path) for path in sys.argv[1:3])
     passed = failed = 0
 
     def count(name, error=None):
@@ -331,10 +398,10 @@ def main():
         print(f"{'ok' if error is None else 'FAILED'}  {name}" + (f": {error!r}" if error else ""), flush=True)
 
     with tempfile.TemporaryDirectory() as state:
-        process, network = start(assay, state)
+        process, network = start(assay, encoder, state)
         try:
             others = [*anthropic_checks(network), *peers.langchain_checks(network, CITY), *peers.llm_checks(network)]
-            for name, check in [*python_checks(network), *others, *examples(network)]:
+            for name, check in [*python_checks(network), *vector_checks(network), *others, *examples(network)]:
                 try:
                     check()
                     count(name)
@@ -342,7 +409,7 @@ def main():
                     count(name, error)
             for script in ["node.mjs", "ai.mjs"]:
                 node = subprocess.run(
-                    ["node", str(HERE / script), network["gateway"], network["key"]], capture_output=True, text=True,
+                    ["node", str(HERE / script), network["gateway"], network["key"], network["encoder"]], capture_output=True, text=True,
                     timeout=120,
                 )
                 lines = [line for line in node.stdout.splitlines() if line.startswith("{")]

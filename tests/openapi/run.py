@@ -1,6 +1,6 @@
 """schemathesis against a running gateway, on the description that it publishes.
 
-Usage: run.py PATH_OF_ASSAY [SECONDS]. Starts `assay up` in a temporary folder on free ports and has schemathesis generate
+Usage: run.py PATH_OF_ASSAY ENCODER [SECONDS]. Starts `assay up` in a temporary folder on free ports and has schemathesis generate
 requests from `/openapi.json`, right and wrong ones, for so long (45 by default). No reply may be a 5xx, have a status
 or a content type that is not described, or a body of another shape; what needs a key must refuse a stranger.
 """
@@ -23,10 +23,12 @@ CHECKS = [
 
 
 def main():
-    assay, seconds = os.path.abspath(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "45"
+    assay, encoder = (os.path.abspath(path) for path in sys.argv[1:3])
+    seconds = sys.argv[3] if len(sys.argv) > 3 else "45"
     with tempfile.TemporaryDirectory() as state:
         process = subprocess.Popen(
-            [assay, "up", "--json", "--dir", state, "--port", "0", "--providers", "1"], stdout=subprocess.PIPE, text=True
+            [assay, "up", "--json", "--dir", state, "--port", "0", "--providers", "1", "--encoder", encoder],
+            stdout=subprocess.PIPE, text=True,
         )
         timer = threading.Timer(READY_S_MAX, process.kill)
         timer.start()

@@ -133,21 +133,35 @@ pub fn published_encoder() -> anyhow::Result<[String; 2]> {
     Ok([folder.trim_end().to_owned(), sentences.display().to_string()])
 }
 
+/// The published encoder as a file that is served.
+fn encoder_file() -> anyhow::Result<PathBuf> {
+    let file = target_dir().join("encoder/all-MiniLM-L6-v2-f16.gguf");
+    if !file.exists() {
+        let [folder, _] = published_encoder()?;
+        std::fs::create_dir_all(target_dir().join("encoder"))?;
+        let mut import = Command::new(target_dir().join("release/assay"));
+        shell::run(import.args(["import", &folder, "--type", "f16", "--out"]).arg(&file))?;
+    }
+    Ok(file)
+}
+
 /// Stock clients in Python and JavaScript, and the examples of docs/API.md, against a running network.
 fn clients() -> anyhow::Result<()> {
     cargo(&["build", "--release", "--locked", "--package", "assay"])?;
     let dir = root().join("tests/clients");
     npm_ci(&dir)?;
-    let python = python(&dir)?;
-    shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))
+    let mut run = Command::new(python(&dir)?);
+    let (assay, encoder) = (target_dir().join("release/assay"), encoder_file()?);
+    shell::run(run.arg(dir.join("run.py")).arg(assay).arg(encoder).current_dir(&dir))
 }
 
 /// Requests that are generated from the gateway's own description, right and wrong ones, for 45 s.
 fn openapi() -> anyhow::Result<()> {
     cargo(&["build", "--release", "--locked", "--package", "assay"])?;
     let dir = root().join("tests/openapi");
-    let python = python(&dir)?;
-    shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))
+    let mut run = Command::new(python(&dir)?);
+    let (assay, encoder) = (target_dir().join("release/assay"), encoder_file()?);
+    shell::run(run.arg(dir.join("run.py")).arg(assay).arg(encoder).current_dir(&dir))
 }
 
 /// The stock x402 client pays a running network by request.

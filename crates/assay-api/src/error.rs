@@ -63,7 +63,9 @@ impl RequestError {
         }
     }
 
-    pub(crate) fn invalid(param: impl Into<String>, reason: impl Into<String>) -> Self {
+    /// A field has a value that it cannot have.
+    #[must_use]
+    pub fn invalid(param: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Invalid { param: param.into(), reason: reason.into() }
     }
 

@@ -165,6 +165,21 @@ pub struct Options {
     pub warnings: Vec<String>,
 }
 
+/// What requests share that are not about text that goes on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Asked {
+    /// Only these providers may answer; empty: all.
+    pub only: Vec<ProviderId>,
+    /// These providers may not.
+    pub ignore: Vec<ProviderId>,
+    /// How one of them is chosen.
+    pub wishes: Wishes,
+    /// What is done so that the answer can be relied on.
+    pub verify: Verify,
+    /// What was ignored, for the reply.
+    pub warnings: Vec<String>,
+}
+
 /// How a provider is chosen: OpenRouter's `provider` object.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Wishes {
@@ -281,6 +296,7 @@ impl Options {
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             logprobs: self.logprobs,
+            embed: None,
             nonce,
         }
     }
@@ -411,11 +427,25 @@ pub(crate) fn options(mut fields: Fields<'_>, mut ignored: Vec<String>) -> Resul
     }
     refuse_unsupported(&mut fields)?;
     ignored.extend(fields.rest());
+    Ok(Options { warnings: reported(ignored, requires_parameters)?, ..options })
+}
+
+/// Reads what is left in `fields` as [`Asked`].
+pub(crate) fn asked(mut fields: Fields<'_>) -> Result<Asked, RequestError> {
+    let mut ignored = Vec::new();
+    let Provider { only, ignore, wishes, requires_parameters } = provider(&mut fields, &mut ignored)?;
+    let verify = verify(&mut fields, &mut ignored)?;
+    ignored.extend(fields.rest());
+    Ok(Asked { only, ignore, wishes, verify, warnings: reported(ignored, requires_parameters)? })
+}
+
+/// Warnings about what was ignored, unless nothing may be.
+fn reported(ignored: Vec<String>, requires_parameters: bool) -> Result<Vec<String>, RequestError> {
     if let Some(path) = ignored.first().filter(|_| requires_parameters) {
         let path: String = path.chars().take(80).collect();
         return Err(RequestError::unsupported(path, "it is not known here, and 'provider.require_parameters' is true"));
     }
-    Ok(Options { warnings: warnings(ignored), ..options })
+    Ok(warnings(ignored))
 }
 
 /// `logprobs` switches them on, `top_logprobs` says how many most likely tokens come with each.

@@ -394,5 +394,5 @@ pub fn threads_for(model: &Model) -> usize {
 /// What a job must satisfy to run on `model`.
 pub fn job_limits(model: &Model) -> JobLimits {
     // Both are bounded far below 2^32 when the model is loaded.
-    JobLimits { vocab_size: model.config().vocab as u32, context_length: model.context() as u32 }
+    JobLimits { vocab_size: model.config().vocab as u32, context_length: model.context() as u32, dimensions: 0 }
 }

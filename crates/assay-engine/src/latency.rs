@@ -128,6 +128,7 @@ impl Stream {
             stop: Vec::new(),
             ignore_eos: true,
             logprobs: None,
+            embed: None,
             nonce: B256::ZERO,
         };
         let handle = engine.submit(&job, Box::new(sink))?;

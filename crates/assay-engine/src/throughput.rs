@@ -145,6 +145,7 @@ pub fn measure_replay(
         stop: Vec::new(),
         ignore_eos: true,
         logprobs: None,
+        embed: None,
         nonce: Default::default(),
     };
     let mut pool = KvPool::new(model.kv_shape(), positions.next_multiple_of(assay_num::KV_CHUNK));

@@ -8,7 +8,7 @@
 
 use crate::error::GatewayError;
 use crate::keys::KeyId;
-use assay_types::Amount;
+use assay_types::{Amount, Job};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -150,6 +150,12 @@ impl Account {
         // Each change is a few assignments without a panic between them.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tokens that count against a key's rate while `job` runs: its prompt and what it may write.
+pub(crate) fn tokens_at_most(job: &Job) -> u64 {
+    let output = if job.embed.is_some() { 0 } else { job.max_tokens.into() };
+    (job.prompt.len() as u64).saturating_add(output)
 }
 
 /// What a running request may take of its key's limits. Dropped without [`Self::settle`] it cost nothing.

@@ -1,7 +1,7 @@
 //! A request that was read and tokenized, to its answer: jobs, flights, and what is heard of them as one body or a
 //! stream of events.
 
-use crate::account::{Account, Hold};
+use crate::account::{Account, Hold, tokens_at_most};
 use crate::clock;
 use crate::error::GatewayError;
 use crate::flight::{Finished, Flight, Out, Ticket, UPDATES_MAX, Update};
@@ -162,18 +162,17 @@ enum Work {
     Redundant(Box<Plan>, Out),
 }
 
-fn name_receipt(response: &mut Response<Body>, receipt: RequestHash) {
+pub(crate) fn name_receipt(response: &mut Response<Body>, receipt: RequestHash) {
     if let Ok(value) = HeaderValue::from_str(&receipt.to_string()) {
         response.headers_mut().insert(RECEIPT_HEADER, value);
     }
 }
 
 /// The tokens of each job, all of them or none.
-fn holds(account: &Arc<Account>, jobs: &[Job]) -> Result<Vec<Hold>, GatewayError> {
+pub(crate) fn holds(account: &Arc<Account>, jobs: &[Job]) -> Result<Vec<Hold>, GatewayError> {
     let now = Instant::now();
-    let tokens = |job: &Job| u64::from(job.max_tokens).saturating_add(job.prompt.len() as u64);
     // Those before one that fails are given back as they are dropped.
-    jobs.iter().map(|job| account.hold(tokens(job), now)).collect()
+    jobs.iter().map(|job| account.hold(tokens_at_most(job), now)).collect()
 }
 
 /// One job for each choice. They differ in seed and nonce.
@@ -317,7 +316,7 @@ async fn whole(
 }
 
 /// Of the first choice; of a stream as far as it is known at its beginning.
-fn tell_route(response: &mut Response<Body>, route: &str) {
+pub(crate) fn tell_route(response: &mut Response<Body>, route: &str) {
     if let Ok(value) = HeaderValue::from_str(route) {
         response.headers_mut().insert(ROUTE_HEADER, value);
     }

@@ -88,7 +88,8 @@ pub(crate) async fn run(inner: Arc<Inner>, every: Duration, stop: CancellationTo
 /// Asks, and notes what came of it.
 async fn challenge(inner: &Arc<Inner>, provider: ProviderId, draws: &mut Draws) -> Result<(), GatewayError> {
     let offered = inner.directory.offer(provider).map(|offer| offer.models.clone()).unwrap_or_default();
-    let known = inner.models.iter().chain(&inner.tolerant);
+    // A challenge is a question, and vectors answer none.
+    let known = inner.models.iter().chain(&inner.tolerant).filter(|model| model.dimensions.is_none());
     let models: Vec<_> = known.filter(|known| offered.iter().any(|model| model.model_id == known.model_id)).collect();
     let Some(model) = draws.one_of(&models).map(|model| Arc::clone(model)) else { return Ok(()) };
     let job = job(inner, &model, draws)?;

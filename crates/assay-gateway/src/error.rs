@@ -74,6 +74,24 @@ pub enum GatewayError {
     /// Nobody knows the model.
     #[error("the model '{0}' does not exist")]
     ModelNotFound(String),
+    /// It writes text, or it makes vectors, and the other was asked for.
+    #[error("the model '{name}' {}", if *makes_vectors { "makes vectors and writes no text: use /v1/embeddings or /v1/rerank" } else { "writes text and makes no vectors" })]
+    OtherUse {
+        /// As it was asked for.
+        name: String,
+        /// What it does.
+        makes_vectors: bool,
+    },
+    /// A text is longer than the encoder takes.
+    #[error("this text has {tokens} tokens, the model takes {max}; nothing is cut off")]
+    TextTooLong {
+        /// Which.
+        param: String,
+        /// What it has.
+        tokens: usize,
+        /// What the model takes.
+        max: u32,
+    },
     /// Prompt and output are longer than any provider's context.
     #[error("this request needs {needed} tokens of context; the longest on offer is {longest}")]
     ContextLength {

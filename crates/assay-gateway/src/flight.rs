@@ -15,13 +15,13 @@ use crate::peer::SentAt;
 use crate::rescue;
 use crate::running::Entry;
 use crate::sealed::Sealed;
-use crate::segment::{Answer, Fault, News, Segment};
+use crate::segment::{Answer, Fault, News, Reading, Segment};
 use crate::store::{NewReceipt, PartRow};
 use assay_api::{OutputLogprob, Wishes};
 use assay_gguf::{OutputLimits, OutputText};
 use assay_net::{ClientFrame, Done, NetError, Open, Pay, Pooled, ProviderFrame, RefusedCode};
-use assay_protocol::{Deed, RoundError};
-use assay_types::{Amount, B256, Class, Finish, Job, Prices, ProviderId, RequestHash, TokenId, TokenLogprobs};
+use assay_protocol::{Deed, RoundError, StreamTerms};
+use assay_types::{Amount, B256, Class, Embed, Finish, Job, Prices, ProviderId, RequestHash, TokenId, TokenLogprobs};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +75,8 @@ pub(crate) struct Finished {
     pub(crate) cost: Amount,
     /// The stop string that ended it.
     pub(crate) stopped_by: Option<String>,
+    /// Of a job for vectors: the bits of their values.
+    pub(crate) values: Vec<TokenId>,
     /// Who was asked and why.
     pub(crate) route: String,
 }
@@ -252,13 +254,15 @@ enum SealState {
 
 impl Flight {
     pub(crate) fn new(inner: Arc<Inner>, ticket: Ticket, out: Out) -> Self {
-        let limits = OutputLimits {
-            max_tokens: ticket.job.max_tokens,
-            stop: ticket.job.stop.clone(),
-            ignore_eos: ticket.job.ignore_eos,
+        let job = &ticket.job;
+        let reading = if job.embed.is_some() {
+            Reading::Values
+        } else {
+            let (stop, ignore_eos) = (job.stop.clone(), job.ignore_eos);
+            let limits = OutputLimits { max_tokens: job.max_tokens, stop, ignore_eos };
+            Reading::Text(Box::new(OutputText::new(Arc::clone(&ticket.model.tokenizer), limits)))
         };
-        let text = OutputText::new(Arc::clone(&ticket.model.tokenizer), limits);
-        let answer = Answer::new(ticket.job.clone(), text, ticket.model.tokenizer.vocab_size());
+        let answer = Answer::new(job.clone(), reading, ticket.model.tokenizer.vocab_size());
         Self {
             inner,
             ticket,
@@ -325,7 +329,7 @@ impl Flight {
             end,
             providers: self.answer.parts().iter().map(|part| part.provider).collect(),
             prompt_tokens: self.ticket.job.prompt.len(),
-            output_tokens: self.answer.tokens_count(),
+            output_tokens: if self.ticket.job.embed.is_some() { 0 } else { self.answer.tokens_count() },
             charged: self.due(),
             first_token_millis: self.first_token.map(millis),
             millis: millis(self.ticket.entry.since().elapsed()),
@@ -408,9 +412,13 @@ impl Flight {
     fn pick(&self, tried: &[ProviderId]) -> Result<Picked, Nobody> {
         let max_tokens = self.answer.max_tokens_left();
         let signed = u64::from(self.ticket.job.max_tokens) - max_tokens;
+        let (input_tokens, max_tokens) = match &self.ticket.job.embed {
+            Some(embed) => longest(embed),
+            None => (self.ticket.job.prompt.len() as u64 + signed, max_tokens),
+        };
         let wish = Wish {
             model: self.ticket.model.model_id,
-            input_tokens: self.ticket.job.prompt.len() as u64 + signed,
+            input_tokens,
             max_tokens,
             only: &self.ticket.only,
             exclude: tried,
@@ -422,9 +430,11 @@ impl Flight {
     /// What was signed so far, and all that one more attempt at these prices may add.
     fn cost_at_most(&self, prices: Prices) -> Amount {
         let more = self.answer.max_tokens_left();
-        let input = self.ticket.job.prompt.len() as u64 + u64::from(self.ticket.job.max_tokens) - more;
+        let signed = u64::from(self.ticket.job.max_tokens) - more;
+        let terms = StreamTerms::new(&self.ticket.job, prices);
+        let terms = StreamTerms { input_tokens: terms.input_tokens.saturating_add(signed), ..terms };
         // A price that is beyond all numbers is beyond all budgets.
-        self.charged().saturating_add(prices.charge_up(input, more).unwrap_or(Amount(u128::MAX)))
+        self.charged().saturating_add(terms.charge_up(more))
     }
 
     /// What the key is charged. An answer that was broken off because nobody went on with it costs nothing: what its
@@ -452,6 +462,7 @@ impl Flight {
             (Nobody::HasContext { longest }, None) => {
                 let job = &self.ticket.job;
                 let needed = job.prompt.len() as u64 + u64::from(job.max_tokens);
+                let needed = job.embed.as_ref().map_or(needed, |embed| self::longest(embed).0);
                 GatewayError::ContextLength { needed, longest }
             }
         }
@@ -652,7 +663,9 @@ impl Flight {
         match attempt.cancel_by {
             Some(by) => by.saturating_duration_since(Instant::now()),
             None if attempt.seal == SealState::Computing => {
-                timeouts.first_token + SEALED_TOKEN * attempt.segment.job.max_tokens
+                let job = &attempt.segment.job;
+                let steps = job.embed.as_ref().map_or(job.max_tokens, |embed| embed.lengths.len() as u32);
+                timeouts.first_token + SEALED_TOKEN * steps
             }
             // The others of its round are waited for, by whoever holds the round.
             None if attempt.seal == SealState::Committed => ROUND_MAX,
@@ -675,7 +688,9 @@ impl Flight {
             self.inner.metrics.first_token_seconds.observe(after.as_secs_f64());
         }
         attempt.last_token_at = now;
-        self.inner.metrics.tokens_output.inc_by(tokens.len() as u64);
+        if self.ticket.job.embed.is_none() {
+            self.inner.metrics.tokens_output.inc_by(tokens.len() as u64);
+        }
         let News { text, scored } = attempt.segment.on_tokens(&mut self.answer, tokens).map_err(Loss::Fault)?;
         if attempt.cancel_by.is_some() {
             return Ok(());
@@ -744,6 +759,8 @@ impl Flight {
             Ending::Whole(_) | Ending::Cancelled => {
                 if let Some(first) = attempt.first_token_at {
                     let further = attempt.segment.output_count().saturating_sub(1);
+                    // Values come all at once, which says nothing of the time for a token.
+                    let further = if self.ticket.job.embed.is_some() { 0 } else { further };
                     peer.on_success(further, attempt.last_token_at - first);
                 }
                 return;
@@ -799,6 +816,7 @@ impl Flight {
             providers: parts.iter().map(|part| part.provider).collect(),
             cost: self.charged(),
             stopped_by: self.answer.stopped_by().map(str::to_owned),
+            values: self.answer.values(),
             route: self.route(),
         }
     }
@@ -811,7 +829,10 @@ impl Flight {
             return Ok(());
         }
         let charged = self.due();
-        let output_tokens: u64 = self.answer.parts().iter().map(|part| part.signed.receipt.output_tokens).sum();
+        let output_tokens: u64 = match &self.ticket.job.embed {
+            Some(_) => 0,
+            None => self.answer.parts().iter().map(|part| part.signed.receipt.output_tokens).sum(),
+        };
         let prompt_tokens = if self.answer.parts().is_empty() { 0 } else { self.ticket.job.prompt.len() as u64 };
         let spent = self.ticket.hold.settle(charged, prompt_tokens.saturating_add(output_tokens), Instant::now());
         let in_answer = self.answer.parts().iter().map(|part| PartRow { part: part.clone(), in_answer: true });
@@ -839,6 +860,11 @@ impl Flight {
 fn draw(id: RequestHash, attempt: usize) -> u64 {
     let words = id.0.as_chunks::<8>().0;
     u64::from_be_bytes(words[attempt % words.len()])
+}
+
+/// What a provider has to have room for: each text by itself, and nothing is written.
+pub(crate) fn longest(embed: &Embed) -> (u64, u64) {
+    (embed.lengths.iter().copied().max().unwrap_or(0).into(), 0)
 }
 
 /// Waits until all of a round have committed.

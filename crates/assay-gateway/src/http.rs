@@ -12,6 +12,7 @@ use crate::rescue;
 use crate::serve::Routers;
 use crate::store::parse_receipt_id;
 use crate::tools;
+use crate::vectors;
 use crate::voice::{Dialect, Shape};
 use assay_api::{
     ChatRequest, CompletionRequest, Constraint, ModelCard, ModelList, Options, Prompt, ResponsesRequest, ToolChoice,
@@ -60,6 +61,7 @@ fn paths() -> Router<Arc<Inner>> {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/openapi.json", get(openapi))
+        .merge(vectors::paths())
         .merge(page::paths())
         .merge(audit_http::routes())
 }
@@ -97,7 +99,7 @@ async fn chat_ask(
     bytes: usize,
 ) -> Result<Ask, GatewayError> {
     let ChatRequest { model: name, messages, tooling, mut options } = chat;
-    let model = find_model(inner, &name)?;
+    let model = find_model(inner, &name, Use::Text)?;
     let work = move |model: &GatewayModel| (model.chat_prompt(&messages, &tooling), tooling);
     let (prompt, tooling) = tokenize(bytes, Arc::clone(&model), work).await?;
     let prompt = prompt?;
@@ -113,7 +115,7 @@ async fn chat_ask(
 async fn completions(State(inner): Shared, request: Request<Body>) -> Response<Body> {
     paid(&inner, request, Shape::OpenAi, async |account, bytes| {
         let completion = CompletionRequest::parse(&bytes)?;
-        let model = find_model(&inner, &completion.model)?;
+        let model = find_model(&inner, &completion.model, Use::Text)?;
         let prompt = match completion.prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) => {
@@ -128,7 +130,7 @@ async fn completions(State(inner): Shared, request: Request<Body>) -> Response<B
 }
 
 /// What all requests that cost something share: a key, its rates, a body, and headers that tell of the rates.
-async fn paid(
+pub(crate) async fn paid(
     inner: &Inner,
     request: Request<Body>,
     shape: Shape,
@@ -246,8 +248,14 @@ async fn openapi(State(inner): Shared) -> Response<Body> {
 pub(crate) fn description(models: &[Arc<GatewayModel>]) -> Bytes {
     // It is JSON: a test asks for it.
     let mut document: Value = serde_json::from_str(OPENAPI).unwrap_or_default();
-    let names = models.iter().flat_map(|model| std::iter::once(&model.name).chain(&model.aliases));
-    document["components"]["schemas"]["ModelName"]["enum"] = names.cloned().collect();
+    for (schema, is_encoder) in [("ModelName", false), ("EncoderName", true)] {
+        let such = models.iter().filter(|model| model.dimensions.is_some() == is_encoder);
+        let names: Vec<&String> = such.flat_map(|model| std::iter::once(&model.name).chain(&model.aliases)).collect();
+        // A list of allowed values has at least one.
+        if !names.is_empty() {
+            document["components"]["schemas"][schema]["enum"] = names.into_iter().cloned().collect();
+        }
+    }
     document.to_string().into()
 }
 
@@ -307,9 +315,23 @@ pub(crate) fn authorize(inner: &Inner, headers: &HeaderMap) -> Result<Arc<Accoun
     inner.keys.account(key.trim()).ok_or(GatewayError::BadKey)
 }
 
-fn find_model(inner: &Inner, name: &str) -> Result<Arc<GatewayModel>, GatewayError> {
-    let found = inner.models.iter().chain(&inner.tolerant).find(|model| model.answers_to(name));
-    found.cloned().ok_or_else(|| GatewayError::ModelNotFound(name.into()))
+/// What a model is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Use {
+    Text,
+    Vectors,
+}
+
+pub(crate) fn find_model(inner: &Inner, name: &str, what: Use) -> Result<Arc<GatewayModel>, GatewayError> {
+    // Of vectors there is the exact class alone.
+    let tolerant = inner.tolerant.iter().filter(|_| what == Use::Text);
+    let found = inner.models.iter().chain(tolerant).find(|model| model.answers_to(name));
+    let model = found.ok_or_else(|| GatewayError::ModelNotFound(name.into()))?;
+    let makes_vectors = model.dimensions.is_some();
+    if makes_vectors != (what == Use::Vectors) {
+        return Err(GatewayError::OtherUse { name: name.into(), makes_vectors });
+    }
+    Ok(Arc::clone(model))
 }
 
 /// The model that answers by what the caller allows. Without a word nobody gets an answer that cannot be re-derived: it is
@@ -332,7 +354,7 @@ fn of_class(inner: &Inner, model: Arc<GatewayModel>, options: &Options) -> Resul
     Ok(twin.filter(|twin| inner.directory.serves(twin.model_id)).unwrap_or(model))
 }
 
-async fn tokenize<T: Send + 'static>(
+pub(crate) async fn tokenize<T: Send + 'static>(
     bytes: usize,
     model: Arc<GatewayModel>,
     work: impl FnOnce(&GatewayModel) -> T + Send + 'static,

@@ -50,6 +50,7 @@ mod serve;
 mod standing;
 mod store;
 mod tools;
+mod vectors;
 mod voice;
 mod watch;
 mod x402;

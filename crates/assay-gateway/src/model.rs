@@ -7,6 +7,9 @@ use assay_grammar::{Vocabulary, VocabularyError};
 use assay_types::{Class, Grammar, JobLimits, Manifest, ModelId, TokenId, TokenLogprobs};
 use std::sync::{Arc, OnceLock};
 
+/// Architecture of the models that make vectors.
+const ENCODERS: &str = "bert";
+
 /// A model that the gateway serves. Clones share tokenizer and template.
 #[derive(Clone, Debug)]
 pub struct GatewayModel {
@@ -18,8 +21,10 @@ pub struct GatewayModel {
     pub manifest: Manifest,
     /// Hash of the manifest.
     pub model_id: ModelId,
-    /// Longest prompt and output in tokens.
+    /// Longest prompt and output in tokens; of an encoder the longest text.
     pub context_length: u32,
+    /// Values of a vector; `None` for a model that writes text.
+    pub dimensions: Option<u32>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// Made for the first request with a grammar.
     vocabulary: Arc<OnceLock<Result<Vocabulary, VocabularyError>>>,
@@ -60,13 +65,18 @@ impl GatewayModel {
     /// # Errors
     /// [`ModelError`].
     pub fn from_gguf(name: String, aliases: Vec<String>, manifest: Manifest, gguf: &Gguf) -> Result<Self, ModelError> {
+        let is_encoder = gguf.architecture()? == ENCODERS;
+        let dimensions = if is_encoder { Some(gguf.require("bert.embedding_length")?) } else { None };
+        // Written by `assay import` where a model was made for shorter texts than it has positions for.
+        let input_length: Option<u32> = if is_encoder { gguf.get("assay.input_length")? } else { None };
         let template = ChatTemplate::from_gguf(gguf).map_err(|e| ModelError::Template(e.to_string()))?;
         Ok(Self {
             name,
             aliases,
             model_id: manifest.model_id(),
             manifest,
-            context_length: gguf.context_length()?,
+            context_length: gguf.context_length()?.min(input_length.unwrap_or(u32::MAX)),
+            dimensions,
             tokenizer: Arc::new(Tokenizer::from_gguf(gguf)?),
             vocabulary: Arc::default(),
             template: template.map(Arc::new),
@@ -96,7 +106,11 @@ impl GatewayModel {
     /// Bounds for jobs.
     #[must_use]
     pub fn job_limits(&self) -> JobLimits {
-        JobLimits { vocab_size: self.tokenizer.vocab_size(), context_length: self.context_length }
+        JobLimits {
+            vocab_size: self.tokenizer.vocab_size(),
+            context_length: self.context_length,
+            dimensions: self.dimensions.unwrap_or(0),
+        }
     }
 
     /// The prompt of a chat: the template's text. Special tokens are not read from what the messages say.

@@ -5,10 +5,10 @@
 //! the right one is returned, and who signed another is convicted. Without a replay nothing is returned: a majority is
 //! no proof.
 
-use crate::account::{Account, Hold};
+use crate::account::{Account, Hold, tokens_at_most};
 use crate::directory::{Picked, Wish};
 use crate::error::GatewayError;
-use crate::flight::{Finished, Flight, Out, Ticket, UPDATES_MAX, Update};
+use crate::flight::{Finished, Flight, Out, Ticket, UPDATES_MAX, Update, longest};
 use crate::gateway::Inner;
 use crate::model::GatewayModel;
 use crate::running::Entry;
@@ -136,17 +136,19 @@ impl Redundant {
         let id = job.request_hash();
         let exclude: Vec<ProviderId> =
             self.arms.iter().map(|arm| arm.provider).chain(self.plan.ignore.iter().copied()).collect();
+        let (input_tokens, max_tokens) =
+            job.embed.as_ref().map_or((job.prompt.len() as u64, job.max_tokens.into()), longest);
         let wish = Wish {
             model: self.plan.model.model_id,
-            input_tokens: job.prompt.len() as u64,
-            max_tokens: job.max_tokens.into(),
+            input_tokens,
+            max_tokens,
             only: &self.plan.only,
             exclude: &exclude,
             wishes: &self.plan.wishes,
         };
         let Picked { listing, .. } = self.inner.directory.pick(&wish, first_u64(&id.0)).map_err(|_| nobody)?;
         let provider = listing.peer.id;
-        let tokens = u64::from(job.max_tokens).saturating_add(job.prompt.len() as u64);
+        let tokens = tokens_at_most(&job);
         let (hold, entry) = match self.plan.first.take() {
             Some(first) => first,
             None => {
@@ -164,6 +166,7 @@ impl Redundant {
             finished: None,
             has_failed: false,
         });
+        let is_audited = job.embed.is_none();
         let ticket = Ticket {
             id,
             job,
@@ -173,7 +176,7 @@ impl Redundant {
             only: vec![provider],
             ignore: Vec::new(),
             wishes: Wishes::default(),
-            is_audited: true,
+            is_audited,
             seal: Some(Arc::clone(&self.seal)),
         };
         let out = Out { choice: arm, sender: self.sender.clone() };

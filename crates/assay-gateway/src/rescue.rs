@@ -90,6 +90,8 @@ fn look(error: &GatewayError) -> Look {
         GatewayError::Prompt(PromptError::UnknownTools) => invalid("unsupported_parameter", Some("tools")),
         GatewayError::Prompt(_) => invalid("invalid_messages", Some("messages")),
         GatewayError::Job(job) => job_look(job),
+        GatewayError::OtherUse { .. } => invalid("model_not_supported", Some("model")),
+        GatewayError::TextTooLong { param, .. } => invalid("context_length_exceeded", Some(param)),
         GatewayError::ContextLength { .. } => invalid("context_length_exceeded", Some("max_tokens")),
         GatewayError::MissingKey | GatewayError::BadKey => plain(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key"),
         GatewayError::RateLimit { limit, needed, .. } if needed > &u64::from(*limit) => {
@@ -163,6 +165,7 @@ fn job_look(error: &JobError) -> Look {
     let (code, param) = match error {
         JobError::EmptyPrompt => ("empty_prompt", "prompt"),
         JobError::ContextOverflow { .. } => ("context_length_exceeded", "max_tokens"),
+        JobError::TextTooLong { .. } => ("context_length_exceeded", "input"),
         JobError::TokenOutOfRange { .. } => ("invalid_value", "prompt"),
         JobError::BadField { field, .. } => ("invalid_value", *field),
     };

@@ -18,13 +18,21 @@ pub(crate) struct Answer {
     pub(crate) job: Job,
     /// Output tokens, whoever produced them.
     tokens: Vec<TokenId>,
-    /// Their text and end.
-    text: OutputText,
+    reading: Reading,
     /// How many of `tokens` are covered by `parts`.
     signed: usize,
     /// Signed parts in order, without gaps.
     parts: Vec<ReceiptPart>,
     vocab_size: u32,
+}
+
+/// What output tokens are, and where they end.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    /// Text.
+    Text(Box<OutputText>),
+    /// Bits of vectors' values, as many as the job says.
+    Values,
 }
 
 /// What one provider is asked for and has produced.
@@ -55,6 +63,8 @@ pub(crate) struct News {
 pub(crate) enum Fault {
     #[error("token {0} is outside the vocabulary")]
     TokenOutOfRange(TokenId),
+    #[error("value {index} of the vectors is not a finite number")]
+    NotFinite { index: usize },
     #[error("tokens after the end of the output")]
     AfterEnd,
     #[error("its log probabilities are not those that were asked for")]
@@ -79,7 +89,7 @@ impl Fault {
     /// For the metrics.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Self::TokenOutOfRange(_) | Self::AfterEnd | Self::Logprobs => "token",
+            Self::TokenOutOfRange(_) | Self::NotFinite { .. } | Self::AfterEnd | Self::Logprobs => "token",
             Self::Diverged { .. } => "diverged",
             Self::EarlyEnd { .. } | Self::WrongEnd { .. } => "finish",
             Self::Uncovered { .. } | Self::CheckpointOrder { .. } | Self::Receipt(_) => "receipt",
@@ -89,8 +99,8 @@ impl Fault {
 }
 
 impl Answer {
-    pub(crate) fn new(job: Job, text: OutputText, vocab_size: u32) -> Self {
-        Self { job, tokens: Vec::new(), text, signed: 0, parts: Vec::new(), vocab_size }
+    pub(crate) fn new(job: Job, reading: Reading, vocab_size: u32) -> Self {
+        Self { job, tokens: Vec::new(), reading, signed: 0, parts: Vec::new(), vocab_size }
     }
 
     /// Output tokens so far.
@@ -110,7 +120,23 @@ impl Answer {
 
     /// The stop string that ended it, if one did.
     pub(crate) fn stopped_by(&self) -> Option<&str> {
-        self.text.stopped_by()
+        match &self.reading {
+            Reading::Text(text) => text.stopped_by(),
+            Reading::Values => None,
+        }
+    }
+
+    /// The bits of all values, if these are vectors.
+    pub(crate) fn values(&self) -> Vec<TokenId> {
+        if self.job.embed.is_some() { self.tokens.clone() } else { Vec::new() }
+    }
+
+    /// How the output has ended, if it has.
+    fn finish(&self) -> Option<FinishReason> {
+        match &self.reading {
+            Reading::Text(text) => text.finish(),
+            Reading::Values => (self.tokens.len() as u64 >= self.job.max_tokens.into()).then_some(FinishReason::Length),
+        }
     }
 
     /// The next provider's segment.
@@ -146,7 +172,7 @@ impl Answer {
     /// The provider of `segment` ended it before the answer's end with this receipt, up to which everything is paid: the
     /// next one goes on from there. `false` if nobody can: it covers nothing, or all but the word that this is the end.
     pub(crate) fn go_on_after(&mut self, segment: &Segment, last: SignedReceipt, finish: Finish) -> bool {
-        let is_whole = self.text.finish().is_some() && segment.start + covered(&last) == self.tokens.len();
+        let is_whole = self.finish().is_some() && segment.start + covered(&last) == self.tokens.len();
         if covered(&last) == 0 || is_whole {
             return false;
         }
@@ -165,14 +191,17 @@ impl Answer {
         if let Some(&expected) = self.tokens.get(index) {
             return if expected == token { Ok(None) } else { Err(Fault::Diverged { index, expected, got: token }) };
         }
-        if token >= self.vocab_size {
-            return Err(Fault::TokenOutOfRange(token));
-        }
-        if self.text.finish().is_some() {
+        if self.finish().is_some() {
             return Err(Fault::AfterEnd);
         }
+        let text = match &mut self.reading {
+            Reading::Text(_) if token >= self.vocab_size => return Err(Fault::TokenOutOfRange(token)),
+            Reading::Text(text) => text.push(token).text,
+            Reading::Values if f32::from_bits(token).is_finite() => String::new(),
+            Reading::Values => return Err(Fault::NotFinite { index }),
+        };
         self.tokens.push(token);
-        Ok(Some(self.text.push(token).text))
+        Ok(Some(text))
     }
 
     /// Log probabilities are there if they were asked for, and of the shape that was asked for. What they say is the
@@ -232,7 +261,7 @@ impl Segment {
         }
         self.check(signed, Finish::Open, domain)?;
         let at_end = self.start + covered(signed) == answer.tokens.len();
-        if let Some(expected) = answer.text.finish().map(wire).filter(|_| at_end) {
+        if let Some(expected) = answer.finish().map(wire).filter(|_| at_end) {
             return Err(Fault::WrongEnd { claimed: Finish::Open, expected });
         }
         self.checkpoint = Some(*signed);
@@ -261,7 +290,7 @@ impl Segment {
             return Err(Fault::Uncovered { covered, arrived });
         }
         let at_end = self.start + self.output.len() == answer.tokens.len();
-        match answer.text.finish().map(wire) {
+        match answer.finish().map(wire) {
             Some(expected) if at_end && expected == finish => Ok(()),
             Some(expected) if at_end => Err(Fault::WrongEnd { claimed: finish, expected }),
             _ => Err(Fault::EarlyEnd { claimed: finish }),

@@ -60,6 +60,7 @@ fn job() -> Job {
         stop: vec!["\n\n".into(), "Ende".into()],
         ignore_eos: false,
         logprobs: Some(5),
+        embed: None,
         nonce: B256::repeat_byte(0xaa),
     }
 }

@@ -1,19 +1,19 @@
 //! One job while it is served: which tokens may be sent, when a receipt is due, what is billed when it is cut.
 //!
 //! A plain struct; the caller feeds it tokens and payments and does what [`ServedStream::next`] says. Invariants:
-//! `signed <= paid`, `signed <= sent <= signed + 64`: no token beyond one unpaid chunk is ever sent, and a receipt
+//! `signed <= paid`, `signed <= sent <= signed + chunk`: no token beyond one unpaid chunk is ever sent, and a receipt
 //! covers only tokens that were sent and paid.
 
 use crate::StreamTerms;
-use assay_types::{Amount, CHUNK_TOKENS, Finish, TokenId};
+use assay_types::{Amount, Finish, TokenId};
 use std::ops::Range;
-
-const CHUNK: usize = CHUNK_TOKENS as usize;
 
 /// A job on the provider's side. See the module.
 #[derive(Clone, Debug)]
 pub struct ServedStream {
     terms: StreamTerms,
+    /// Output tokens under one receipt at most.
+    chunk: usize,
     /// Output tokens that the highest grant pays for.
     paid: usize,
     /// Everything that was taken from the engine.
@@ -51,10 +51,11 @@ pub enum Bill {
 }
 
 impl ServedStream {
-    /// A stream with its first grant.
+    /// A stream with its first grant; see [`assay_types::Job::chunk_tokens`].
     #[must_use]
-    pub fn new(terms: StreamTerms, granted: Amount) -> Self {
-        let mut stream = Self { terms, paid: 0, output: Vec::new(), sent: 0, signed: 0, ended: None };
+    pub fn new(terms: StreamTerms, granted: Amount, chunk: u32) -> Self {
+        let mut stream =
+            Self { terms, chunk: chunk as usize, paid: 0, output: Vec::new(), sent: 0, signed: 0, ended: None };
         stream.on_pay(granted);
         stream
     }
@@ -86,6 +87,16 @@ impl ServedStream {
         self.output.push(token);
     }
 
+    /// The whole output of a job for vectors.
+    ///
+    /// # Panics
+    /// If there is some already.
+    pub fn on_vectors(&mut self, values: Vec<TokenId>) {
+        assert!(self.ended.is_none() && self.output.is_empty(), "vectors come once");
+        self.output = values;
+        self.ended = Some(Finish::Length);
+    }
+
     /// The engine has ended the output.
     pub fn on_end(&mut self, finish: Finish) {
         self.ended = Some(finish);
@@ -112,7 +123,7 @@ impl ServedStream {
     /// What to do now.
     #[must_use]
     pub fn next(&self) -> Step {
-        let boundary = self.signed.saturating_add(CHUNK);
+        let boundary = self.signed.saturating_add(self.chunk);
         let sendable = self.output.len().min(boundary);
         if self.sent < sendable {
             return Step::Send(self.sent..sendable);
@@ -139,12 +150,12 @@ impl ServedStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use assay_types::Prices;
+    use assay_types::{CHUNK_TOKENS, Prices};
 
     fn stream(output_tokens_max: u64) -> ServedStream {
         let prices = Prices { input_per_million: Amount(0), output_per_million: Amount(1_000_000) };
         let terms = StreamTerms { prices, input_tokens: 3, output_tokens_max };
-        ServedStream::new(terms, terms.grant_after(0))
+        ServedStream::new(terms, terms.grant_after(0), CHUNK_TOKENS)
     }
 
     fn produce(stream: &mut ServedStream, count: usize) {
@@ -214,6 +225,18 @@ mod tests {
         check(70, 66, Bill::Tokens(66));
         check(128, 128, Bill::Tokens(128));
         check(129, 128, Bill::LastCheckpoint);
+    }
+
+    #[test]
+    fn vectors_go_out_at_once_under_one_receipt() {
+        let prices = Prices { input_per_million: Amount(1_000_000), output_per_million: Amount(0) };
+        let terms = StreamTerms { prices, input_tokens: 3, output_tokens_max: 1000 };
+        let mut stream = ServedStream::new(terms, Amount(3), u32::MAX);
+        assert_eq!(drive(&mut stream), (Step::AwaitTokens, vec![]));
+        stream.on_vectors(vec![7; 1000]);
+        assert_eq!(stream.next(), Step::Send(0..1000));
+        assert_eq!(drive(&mut stream), (Step::Finish(Finish::Length), vec![]));
+        assert_eq!(stream.bill(), Bill::Tokens(1000));
     }
 
     #[test]

@@ -14,9 +14,11 @@ pub struct StreamTerms {
 }
 
 impl StreamTerms {
-    /// The terms of `job` at `prices`.
+    /// The terms of `job` at `prices`. Vectors are paid for by the tokens that were read, whatever they have of values.
     #[must_use]
     pub fn new(job: &Job, prices: Prices) -> Self {
+        let output_per_million = if job.embed.is_some() { Amount::ZERO } else { prices.output_per_million };
+        let prices = Prices { output_per_million, ..prices };
         let prefix = job.prefix.len() as u64;
         let output_tokens_max = u64::from(job.max_tokens).saturating_sub(prefix);
         Self { prices, input_tokens: job.input_tokens(), output_tokens_max }

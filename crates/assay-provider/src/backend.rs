@@ -1,7 +1,9 @@
 //! What computes a model's tokens: the canonical engine in this process, or somebody else's engine over HTTP.
 
+use crate::config::Work;
+use crate::encoder::{EncoderThread, NotTaken};
 use crate::upstream::{Stream, Upstream};
-use assay_engine::{Engine, EngineEvent, JobFailure, JobHandle, Payer, SinkState, SubmitError};
+use assay_engine::{Engine, EngineEvent, JobFailure, JobHandle, Payer, SinkState, StartError, SubmitError};
 use assay_net::{Refused, RefusedCode};
 use assay_types::{Finish, Job, JobLimits, TokenId, TokenLogprobs};
 use std::sync::{
@@ -17,6 +19,8 @@ const EVENTS_MAX: usize = 32;
 pub(crate) enum Backend {
     /// Canonical: class exact.
     Engine(Engine),
+    /// Canonical, for vectors.
+    Encoder(EncoderThread),
     /// An OpenAI-compatible server: class tolerant.
     Upstream(Arc<Upstream>),
 }
@@ -28,6 +32,8 @@ pub(crate) enum Event {
     Logprobs(Box<TokenLogprobs>),
     /// The next output token.
     Token(TokenId),
+    /// The bits of all values of all vectors, which is the whole output.
+    Vectors(Vec<TokenId>),
     /// The output is complete.
     Done(Finish),
     /// It is not going to be.
@@ -59,6 +65,9 @@ enum Handle {
         /// The engine was told to wait.
         is_held: Arc<AtomicBool>,
     },
+    Encoder {
+        is_cancelled: Arc<AtomicBool>,
+    },
     Upstream {
         /// Ends the exchange when it is dropped.
         _stream: Stream,
@@ -81,10 +90,19 @@ impl From<EngineEvent> for Event {
 }
 
 impl Backend {
+    /// What `work` needs, in this process.
+    pub fn start(work: Work) -> Result<Self, StartError> {
+        match work {
+            Work::Writes { model, engine } => Engine::start(model, engine).map(Self::Engine),
+            Work::Embeds { encoder, threads, isa } => Ok(Self::Encoder(EncoderThread::start(encoder, threads, isa))),
+        }
+    }
+
     /// What a job may ask for.
     pub fn limits(&self) -> JobLimits {
         match self {
             Self::Engine(engine) => engine.limits(),
+            Self::Encoder(encoder) => encoder.limits(),
             Self::Upstream(upstream) => upstream.limits(),
         }
     }
@@ -96,6 +114,7 @@ impl Backend {
                 let stats = engine.stats();
                 (stats.running, stats.queued)
             }
+            Self::Encoder(encoder) => encoder.load(),
             Self::Upstream(upstream) => (upstream.running(), 0),
         }
     }
@@ -105,6 +124,8 @@ impl Backend {
     pub async fn check(&self, job: &Job) -> Result<(), Refused> {
         match self {
             Self::Engine(engine) => compile_grammar(engine, job).await,
+            // All that a job for vectors can ask for was validated.
+            Self::Encoder(_) => Ok(()),
             Self::Upstream(upstream) => upstream.check(job).map_err(|reason| Refused::new(RefusedCode::BadJob, reason)),
         }
     }
@@ -127,6 +148,14 @@ impl Backend {
                 let submitted = engine.submit_for(Payer(payer), job, Box::new(sink));
                 Handle::Engine { job: submitted.map_err(refused)?, is_held }
             }
+            Self::Encoder(encoder) => {
+                let is_cancelled = Arc::new(AtomicBool::new(false));
+                encoder.submit(job.texts(), sender, Arc::clone(&is_cancelled)).map_err(|error| match error {
+                    NotTaken::Full => Refused::new(RefusedCode::Busy, "too many jobs wait already"),
+                    NotTaken::Stopped => Refused::new(RefusedCode::Draining, "this provider is shutting down"),
+                })?;
+                Handle::Encoder { is_cancelled }
+            }
             Self::Upstream(upstream) => match upstream.submit(job.clone(), sender) {
                 Some(stream) => Handle::Upstream { _stream: stream },
                 None => return Err(Refused::new(RefusedCode::Busy, "the engine behind this provider is full")),
@@ -139,8 +168,10 @@ impl Backend {
 impl Working {
     /// Nobody waits for what is still computed.
     pub fn cancel(&mut self) {
-        if let Handle::Engine { job, .. } = &self.handle {
-            job.cancel();
+        match &self.handle {
+            Handle::Engine { job, .. } => job.cancel(),
+            Handle::Encoder { is_cancelled } => is_cancelled.store(true, Ordering::Relaxed),
+            Handle::Upstream { .. } => {}
         }
         self.events.close();
     }

@@ -1,8 +1,10 @@
 //! What a provider is started with.
 
 use assay_chain::{NetworkAddresses, PrivateKeySigner};
+use assay_engine::encoder::Encoder;
 use assay_engine::{EngineOptions, Model};
 use assay_net::{Endpoint, Transport, TransportSecret};
+use assay_num::Isa;
 use assay_types::{Amount, ModelId, Prices};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -40,12 +42,31 @@ pub struct ServedModel {
     pub id: ModelId,
     /// Name that clients ask for.
     pub name: String,
-    /// Weights, ready to run.
-    pub model: Arc<Model>,
-    /// Its engine.
-    pub engine: EngineOptions,
-    /// What it costs.
+    /// What it does, with its weights.
+    pub work: Work,
+    /// What it costs. Vectors cost the input alone.
     pub prices: Prices,
+}
+
+/// What a model does.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// It continues texts.
+    Writes {
+        /// Weights, ready to run.
+        model: Arc<Model>,
+        /// Its engine.
+        engine: EngineOptions,
+    },
+    /// It makes vectors of texts.
+    Embeds {
+        /// Weights, ready to run.
+        encoder: Arc<Encoder>,
+        /// Threads, at least 1.
+        threads: usize,
+        /// Instruction set, the best if absent or if this CPU does not have it.
+        isa: Option<Isa>,
+    },
 }
 
 /// Deadlines and bounds of the service.

@@ -16,6 +16,7 @@ mod claims;
 mod config;
 mod defence;
 mod earnings;
+mod encoder;
 mod ledger;
 #[cfg(test)]
 mod lives;
@@ -26,7 +27,7 @@ mod store;
 mod upstream;
 
 pub use chain::{Answer, Chain, ChannelOnChain, Entry, Registered};
-pub use config::{ClaimPolicy, Limits, ProviderConfig, ServedModel};
+pub use config::{ClaimPolicy, Limits, ProviderConfig, ServedModel, Work};
 pub use defence::{DefenceOptions, Tracer};
 pub use earnings::{ChannelEarnings, ModelEarnings, earnings};
 pub use provider::{Farewell, Provider, ProviderStats, StartError};

@@ -18,7 +18,6 @@ use crate::{
     upstream::{Upstream, UpstreamError, UpstreamModel},
 };
 use assay_chain::ChainError;
-use assay_engine::Engine;
 use assay_net::{Endpoint, Listener, NetError, Scheme};
 use assay_types::{Amount, B256, ModelOffer, Offer, ProviderId, RequestHash, receipt_domain, settlement_domain};
 use std::{
@@ -346,12 +345,11 @@ fn start_engines(models: Vec<ServedModel>) -> Result<HashMap<assay_types::ModelI
     let count = models.len();
     let mut served = HashMap::new();
     for model in models {
-        let engine = Engine::start(model.model, model.engine)?;
-        let kv_tokens = u32::try_from(model.engine.kv_tokens).unwrap_or(u32::MAX);
-        let context_length = engine.limits().context_length.min(kv_tokens);
+        let (capacity, room) = model.work.room();
+        let backend = Backend::start(model.work)?;
+        let context_length = backend.limits().context_length.min(room);
         let offer = ModelOffer { model_id: model.id, name: model.name, context_length, prices: model.prices };
-        let capacity = u32::try_from(model.engine.sequences_max).unwrap_or(u32::MAX);
-        served.insert(model.id, Served { backend: Backend::Engine(engine), offer, capacity });
+        served.insert(model.id, Served { backend, offer, capacity });
     }
     each_once(served, count)
 }

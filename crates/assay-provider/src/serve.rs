@@ -16,8 +16,8 @@ use assay_net::{
 };
 use assay_protocol::{Bill, ServedStream, Step, StreamTerms};
 use assay_types::{
-    B256, CHUNK_TOKENS, Finish, GRAMMAR_LEN_MAX, Job, ModelId, ModelOffer, TokenLogprobs, answer_commitment,
-    response_hash,
+    B256, CHUNK_TOKENS, EMBED_TOKENS_MAX, Finish, GRAMMAR_LEN_MAX, Job, ModelId, ModelOffer, TokenLogprobs,
+    answer_commitment, response_hash,
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -128,7 +128,9 @@ impl Service {
     /// Longest frame that a client needs: a job that fills the longest context, its stop strings, logit bias and grammar.
     fn frame_len_max(&self) -> u32 {
         let context = self.models.values().map(|served| served.offer.context_length).max().unwrap_or(0);
-        context.saturating_mul(5).saturating_add(32 << 10).saturating_add(GRAMMAR_LEN_MAX as u32)
+        // However short its texts are, a job for vectors has many of them.
+        let tokens = context.max(EMBED_TOKENS_MAX as u32);
+        tokens.saturating_mul(5).saturating_add(32 << 10).saturating_add(GRAMMAR_LEN_MAX as u32)
     }
 
     /// Tells a client that its bytes are no frame; after them the stream has no meaning any more.
@@ -243,7 +245,7 @@ impl Service {
         open: &Open,
     ) -> Result<Running<'a>, Refused> {
         let working = served.backend.submit(open.channel.payer.into_array(), job)?;
-        let stream = ServedStream::new(terms, open.grant);
+        let stream = ServedStream::new(terms, open.grant, job.chunk_tokens());
         let payments_left = PAYMENTS_SPARE + 2 * terms.output_tokens_max / u64::from(CHUNK_TOKENS);
         Ok(Running { job, terms, money, stream, working, logprobs: VecDeque::new(), last: None, payments_left })
     }
@@ -374,6 +376,10 @@ impl Running<'_> {
             match event {
                 Event::Logprobs(logprobs) => self.logprobs.push_back(*logprobs),
                 Event::Token(id) => self.stream.on_token(id),
+                Event::Vectors(values) => {
+                    self.stream.on_vectors(values);
+                    return Ok(());
+                }
                 Event::Done(finish) => {
                     self.stream.on_end(finish);
                     return Ok(());
@@ -405,11 +411,19 @@ impl Running<'_> {
             charged: self.terms.charge_up(output_tokens as u64),
             finish,
         };
+        // No court judges vectors, and whoever has the receipt file has their texts.
+        if self.job.embed.is_some() {
+            return self.store(&draft, Spoken::default()).await;
+        }
         let first = self.last.map_or(0, |last| last.receipt.receipt.output_tokens as usize);
         let input = if self.last.is_some() { vec![] } else { [&self.job.prompt[..], &self.job.prefix].concat() };
         let output = self.stream.output()[first.min(output_tokens)..output_tokens].to_vec();
         let spoken = Spoken { input, first: first as u32, output };
-        self.money.receipt(&draft, spoken).await.map_err(|error: LedgerError| {
+        self.store(&draft, spoken).await
+    }
+
+    async fn store(&self, draft: &Draft, spoken: Spoken) -> Result<Done, Cut> {
+        self.money.receipt(draft, spoken).await.map_err(|error: LedgerError| {
             tracing::error!(%error, at = unix_now(), "there is no receipt for what was served");
             Cut::Failed("the receipt could not be stored".into())
         })

@@ -6,7 +6,9 @@ use assay_engine::EngineOptions;
 use assay_net::{ClientFrame, Pay, ProviderFrame, RefusedCode};
 use assay_types::{Address, Amount, Finish, Prices, answer_commitment};
 use std::{sync::Arc, time::Duration};
-use support::{Channel, Client, DEPOSIT, Opened, PRICES, Setup, Wallet, World, assert_exact, job, key, limits};
+use support::{
+    Channel, Client, DEPOSIT, Opened, PRICES, Setup, Wallet, World, assert_exact, embedding, job, key, limits, vectors,
+};
 
 #[tokio::test]
 async fn a_job_is_streamed_checkpointed_paid_and_receipted() {
@@ -32,6 +34,59 @@ async fn a_job_is_streamed_checkpointed_paid_and_receipted() {
     let report = client.channel_report().await;
     assert_eq!((report.charged_total, report.open_streams), (Amount(180), 0));
     assert_eq!(report.latest, Some(next.done));
+}
+
+/// Vectors have the encoder's own bits, are one frame and one receipt, and cost what was read.
+#[tokio::test]
+async fn vectors_are_exact_and_paid_by_the_tokens_that_were_read() {
+    let world = World::new(Setup::default());
+    let provider = world.start().await;
+    let mut client = world.client(&provider).await;
+    let texts = vec![vec![2, 5, 6, 3], vec![2, 9, 3], vec![2; 640]];
+    let job = embedding(&texts);
+    let outcome = client.run(&job).await;
+    assert_eq!(outcome.output, vectors(&texts));
+    let receipt = outcome.done.receipt.receipt;
+    assert_eq!((outcome.done.finish, receipt.prompt_tokens, receipt.output_tokens), (Finish::Length, 647, 3 * 64));
+    assert_eq!((receipt.charged, outcome.checkpoints.len()), (Amount(2 * 647), 0));
+    assert_eq!(provider.transcript(receipt.request_hash).await.unwrap(), None);
+
+    // Sealed, and beside text on the same channel.
+    let sealed = embedding(&texts[..1]);
+    let mut opened = client.open_sealed(&sealed).await;
+    let ProviderFrame::Committed(commitment) = client.next().await.unwrap() else { panic!("no commitment") };
+    client.send(ClientFrame::Show).await;
+    let ProviderFrame::Salt(salt) = client.next().await.unwrap() else { panic!("no salt") };
+    let done = loop {
+        if let Some(done) = client.step(&mut opened).await {
+            break done;
+        }
+    };
+    assert_eq!(opened.output, vectors(&texts[..1]));
+    let response = done.receipt.receipt.response_hash;
+    assert_eq!(commitment, answer_commitment(provider.id(), opened.request, salt, response));
+    assert_eq!(client.run(&support::job(10)).await.output.len(), 10);
+
+    // Many at once share steps; the bits do not change.
+    let mut clients = Vec::new();
+    for n in 3..20 {
+        let mut client = world.client(&provider).await;
+        let texts = vec![vec![2, n, 3], vec![n; 90]];
+        clients.push(tokio::spawn(async move { (client.run(&embedding(&texts)).await.output, vectors(&texts)) }));
+    }
+    for client in clients {
+        let (served, computed) = client.await.unwrap();
+        assert_eq!(served, computed);
+    }
+
+    // Each model does what it is for.
+    let long = embedding(&[vec![2; 641]]);
+    let text = assay_types::Job { model_id: support::ENCODER_ID, ..support::job(10) };
+    let vector = assay_types::Job { model_id: support::MODEL, ..embedding(&texts) };
+    for job in [long, text, vector] {
+        let open = client.open_frame(&job);
+        assert_eq!(client.refused(open).await.code, RefusedCode::BadJob);
+    }
 }
 
 /// Nothing of the answer is sent before all of it is committed to, and what is shown then opens the commitment.
@@ -240,7 +295,7 @@ async fn the_offer_is_signed_and_shows_the_load() {
     let offer = client.offer().await;
     offer.verify(world.setup.network.chain_id).unwrap();
     assert_eq!(offer.offer.provider, provider.id());
-    assert_eq!((offer.offer.capacity, offer.offer.running, offer.offer.draining), (64, 0, false));
+    assert_eq!((offer.offer.capacity, offer.offer.running, offer.offer.draining), (64 + 8, 0, false));
     let model = &offer.offer.models[0];
     assert_eq!((model.name.as_str(), model.context_length, model.prices), ("tiny", 512, PRICES));
 

@@ -39,6 +39,8 @@ pub struct Script {
     pub model_id: ModelId,
     /// Offered.
     pub context_length: u32,
+    /// An encoder that is offered, too, and its longest text.
+    pub encoder: Option<(ModelId, u32)>,
     /// Offered, and charged.
     pub prices: Prices,
     /// Decides where an output ends.
@@ -268,11 +270,32 @@ impl FakeProvider {
         let _ = waited.expect("the job is cancelled in time").expect("the sender lives as long as the provider");
     }
 
+    /// Whether it has died, by [`Trick::DieAt`], and was not revived.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        *self.shared.dead.borrow()
+    }
+
     /// Comes back after [`Trick::DieAt`], at the same address, honest, with everything it has signed.
     ///
     /// # Panics
     /// If its port was taken meanwhile.
     pub async fn revive(&self) {
+        // Until its old socket is closed, the port is not free.
+        let accepting = self.accepting.lock().expect("no panic while held").take();
+        if let Some(accepting) = accepting {
+            let _ = accepting.await;
+        }
+        {
+            // As after a restart: what ran has ended at its last checkpoint.
+            let mut state = self.shared.state();
+            let lost = std::mem::take(&mut state.running);
+            for books in state.channels.values_mut() {
+                for request in &lost {
+                    let _ = books.receiver.close(*request);
+                }
+            }
+        }
         self.set(Trick::Honest);
         self.shared.dead.send_replace(false);
         let listener = listen(&self.shared.script, self.address).await.expect("its port is free again");
@@ -380,10 +403,16 @@ impl Shared {
             context_length: script.context_length,
             prices: script.prices,
         };
+        let encoder = script.encoder.map(|(model_id, context_length)| ModelOffer {
+            model_id,
+            name: "fake-encoder".into(),
+            context_length,
+            prices: script.prices,
+        });
         let queued = if trick == Trick::ClaimFull { 1 << 20 } else { 0 };
         let offer = Offer {
             provider: self.id,
-            models: vec![model],
+            models: std::iter::once(model).chain(encoder).collect(),
             capacity: 64,
             running: 0,
             queued,
@@ -472,6 +501,10 @@ impl Shared {
         let mut text = OutputText::new(Arc::clone(&self.script.tokenizer), limits);
         let mut output = Vec::new();
         let finish = loop {
+            if running.job.embed.is_some() {
+                output = fake_values(&running.job);
+                break Finish::Length;
+            }
             let token = self.token_at(output.len(), trick);
             output.push(token);
             match text.push(token).finish {
@@ -515,6 +548,9 @@ impl Shared {
 
     /// Produces tokens until an end; returns the last frame. If the peer leaves, what was produced is receipted.
     async fn run(&self, connection: &mut Connection, mut running: Running) -> Result<ProviderFrame, NetError> {
+        if running.job.embed.is_some() {
+            return self.vectors(connection, &mut running).await;
+        }
         let trick = self.state().trick;
         let mut held = false;
         loop {
@@ -582,6 +618,24 @@ impl Shared {
             connection.sender.send(&ProviderFrame::Checkpoint(signed)).await?;
         }
         Ok(())
+    }
+
+    /// All vectors at once: value `j` of a text is the sum of its token ids and `j`, so that tests can tell them apart.
+    async fn vectors(&self, connection: &mut Connection, running: &mut Running) -> Result<ProviderFrame, NetError> {
+        running.output = fake_values(&running.job);
+        let trick = self.state().trick;
+        if trick == Trick::DieAt(0) {
+            self.dead.send_replace(true);
+            return Err(NetError::Closed);
+        }
+        let mut sent = running.output.clone();
+        match trick {
+            Trick::WrongTokenAt(position) => sent[position] = f32::NAN.to_bits(),
+            Trick::EndAt(position) => sent.truncate(position),
+            _ => {}
+        }
+        connection.sender.send(&ProviderFrame::Tokens(sent)).await?;
+        Ok(self.done(running, Finish::Length))
     }
 
     /// One token.
@@ -676,6 +730,18 @@ impl Shared {
         let signer = if is_forged { &other } else { &self.signer };
         Signature::new(&signer.sign_hash_sync(digest).expect("a local key signs"))
     }
+}
+
+/// The vector of a text, as [`FakeProvider`] makes it up.
+#[must_use]
+pub fn fake_vector(text: &[TokenId], dimensions: u32) -> Vec<f32> {
+    let sum = text.iter().fold(0u32, |sum, token| sum.wrapping_add(*token)) % 1000;
+    (0..dimensions).map(|j| (sum + j) as f32 + 1.0).collect()
+}
+
+fn fake_values(job: &Job) -> Vec<TokenId> {
+    let dimensions = job.embed.as_ref().map_or(0, |embed| embed.dimensions);
+    job.texts().iter().flat_map(|text| fake_vector(text, dimensions)).map(f32::to_bits).collect()
 }
 
 fn unix_seconds() -> u64 {

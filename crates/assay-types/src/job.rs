@@ -1,5 +1,6 @@
 //! A request at token level: everything that determines the output, and nothing else.
 
+use crate::embed::Embed;
 use crate::grammar::{GRAMMAR_LEN_MAX, GRAMMAR_VERSION, Grammar};
 use crate::{ModelId, RequestHash, TokenId};
 use alloy_primitives::{B256, keccak256};
@@ -94,6 +95,9 @@ pub struct Job {
     /// most likely tokens, at most [`TOP_LOGPROBS_MAX`].
     #[serde(default)]
     pub logprobs: Option<u8>,
+    /// The output is not text but the vectors of several texts, which are the prompt.
+    #[serde(default)]
+    pub embed: Option<Embed>,
     /// Makes the request unique; chosen by the client's side.
     pub nonce: B256,
 }
@@ -124,8 +128,10 @@ pub fn choice_seed(seed: u64, choice: u32) -> u64 {
 pub struct JobLimits {
     /// Size of the vocabulary: token ids are below it.
     pub vocab_size: u32,
-    /// Context of the model in tokens: `prompt + max_tokens` fits.
+    /// Context of the model in tokens: `prompt + max_tokens` fits; of an encoder the longest text.
     pub context_length: u32,
+    /// Values of a vector; 0 for a model that writes text.
+    pub dimensions: u32,
 }
 
 /// Most entries of `logit_bias` (OpenAI documents no bound, other servers 300 to 1024).
@@ -152,6 +158,14 @@ pub enum JobError {
         max_tokens: u32,
         /// What the model has.
         context_length: u32,
+    },
+    /// A text is longer than the encoder takes.
+    #[error("a text has {tokens} tokens, the model takes {max}")]
+    TextTooLong {
+        /// What it has.
+        tokens: u32,
+        /// What the model takes.
+        max: u32,
     },
     /// A token id outside the vocabulary.
     #[error("token id {token} is outside the vocabulary of {vocab_size}")]
@@ -180,6 +194,12 @@ impl Job {
         let bad = |field, reason| Err(JobError::BadField { field, reason });
         if self.prompt.is_empty() {
             return Err(JobError::EmptyPrompt);
+        }
+        if let Some(embed) = &self.embed {
+            return embed.validate(self, limits);
+        }
+        if limits.dimensions != 0 {
+            return bad("model", "this model makes vectors and writes no text");
         }
         if self.max_tokens == 0 {
             return bad("max_tokens", "at least 1");
@@ -265,9 +285,12 @@ impl Job {
     }
 
     /// Canonical bytes (docs/PROTOCOL.md, "Job"): the tag `assay/job/1`, then every field in declaration order;
-    /// integers big-endian, lists and strings with a `u32` count before them.
+    /// integers big-endian, lists and strings with a `u32` count before them. A job for vectors has a form of its own.
     #[must_use]
     pub fn canonical_bytes(&self) -> Vec<u8> {
+        if let Some(embed) = &self.embed {
+            return embed.canonical_bytes(self);
+        }
         let tokens = self.prompt.len() + self.prefix.len();
         let mut out = Vec::with_capacity(
             180 + 4 * tokens + 8 * self.logit_bias.len() + self.stop.iter().map(|s| s.len() + 4).sum::<usize>(),
@@ -309,6 +332,12 @@ impl Job {
     #[must_use]
     pub fn request_hash(&self) -> RequestHash {
         RequestHash(keccak256(self.canonical_bytes()))
+    }
+
+    /// Output tokens that one receipt covers at most: a chunk; all the values of vectors, which are there at once.
+    #[must_use]
+    pub fn chunk_tokens(&self) -> u32 {
+        if self.embed.is_some() { u32::MAX } else { crate::CHUNK_TOKENS }
     }
 
     /// The job that goes on after `produced` further output tokens.
@@ -360,11 +389,12 @@ mod tests {
             stop: vec!["\n\n".into()],
             ignore_eos: false,
             logprobs: None,
+            embed: None,
             nonce: B256::repeat_byte(2),
         }
     }
 
-    const LIMITS: JobLimits = JobLimits { vocab_size: 10, context_length: 8 };
+    const LIMITS: JobLimits = JobLimits { vocab_size: 10, context_length: 8, dimensions: 0 };
 
     #[test]
     fn every_field_changes_the_hash() {

@@ -7,6 +7,7 @@
 mod amount;
 mod audit;
 mod domain;
+mod embed;
 mod grammar;
 mod ids;
 mod job;
@@ -26,6 +27,7 @@ pub use audit::{
     proof_digest, proof_path, proof_positions, proof_root,
 };
 pub use domain::SigningDomain;
+pub use embed::{EMBED_TEXTS_MAX, EMBED_TOKENS_MAX, EMBED_VALUES_MAX, Embed};
 pub use grammar::{GRAMMAR_LEN_MAX, GRAMMAR_VERSION, Grammar, GrammarKind};
 pub use ids::{ChannelId, ModelId, ProviderId, RequestHash, ResponseHash, TokenId};
 pub use job::{

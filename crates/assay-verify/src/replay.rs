@@ -1,8 +1,9 @@
 //! Re-deriving an answer from its receipt file: one prefill over the prompt and all output tokens.
 
 use crate::statements::Statements;
+use assay_engine::encoder::{EmbedError, Embedder, Encoder};
 use assay_engine::{Model, Replay, ReplayError, Runner};
-use assay_types::{Finish, ModelId, ProviderId, ReceiptFile, TokenId};
+use assay_types::{Finish, JobError, JobLimits, ModelId, ProviderId, ReceiptFile, TokenId};
 
 /// What the model says about an answer whose statements hold.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,6 +49,12 @@ pub enum Unchecked {
     /// The engine cannot run the job.
     #[error("the job cannot be replayed: {0}")]
     Replay(#[from] ReplayError),
+    /// The encoder does not take the job.
+    #[error("the job cannot be replayed: {0}")]
+    Job(#[from] JobError),
+    /// The encoder has no vectors for it.
+    #[error("the job cannot be replayed: {0}")]
+    Vectors(#[from] EmbedError),
 }
 
 /// Replays the whole answer of `file`, whose [`Statements`] were checked before.
@@ -75,6 +82,40 @@ pub fn replay(
         }
         Replay::WrongFinish { expected, got } => Verdict::WrongFinish { provider: last, expected, got },
     })
+}
+
+/// Computes the vectors of `file`, whose [`Statements`] were checked before, and compares their bits.
+///
+/// `found` is the id of the model that `encoder` was loaded from.
+///
+/// # Errors
+/// [`Unchecked`] says why there is no verdict.
+pub fn replay_vectors(
+    file: &ReceiptFile,
+    statements: &Statements,
+    encoder: &Encoder,
+    found: ModelId,
+    embedder: &mut Embedder,
+) -> Result<Verdict, Unchecked> {
+    if found != file.job.model_id {
+        return Err(Unchecked::OtherModel { expected: file.job.model_id, found });
+    }
+    let short = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    file.job.validate(&JobLimits {
+        vocab_size: encoder.tokenizer().vocab_size(),
+        context_length: short(encoder.config().input_length),
+        dimensions: short(encoder.dimensions()),
+    })?;
+    let embeddings = embedder.embed_tokens(encoder, &file.job.texts())?;
+    let values = embeddings.iter().flat_map(|embedding| &embedding.values).map(|value| value.to_bits());
+    // A job that was cancelled has none; statements say that there are all otherwise.
+    for (index, (expected, &got)) in values.zip(&statements.output).enumerate() {
+        if expected != got {
+            let provider = statements.providers.last().copied().unwrap_or_default();
+            return Ok(Verdict::WrongToken { provider, index, expected: Some(expected), got });
+        }
+    }
+    Ok(Verdict::Exact { tokens: statements.output.len() })
 }
 
 /// Who signed the output token with this index in the whole answer.

@@ -143,6 +143,11 @@ fn check_part(file: &ReceiptFile, index: usize, part: &ReceiptPart, so_far: &[u3
     expect(last || !ends, "finish", "only the last part ends the answer")?;
     let total = so_far.len() as u64 + part.output.len() as u64;
     expect(total <= u64::from(file.job.max_tokens), "output", "longer than max_tokens")?;
+    if file.job.embed.is_some() {
+        let is_whole = total == u64::from(file.job.max_tokens) && part.finish == Finish::Length;
+        let is_none = part.output.is_empty() && part.finish == Finish::Cancelled;
+        expect(file.parts.len() == 1 && (is_whole || is_none), "output", "all values of all vectors, or none")?;
+    }
     let job = file.job.resumed_after(so_far);
     expect(receipt.request_hash == job.request_hash(), "requestHash", "hash of the job and the tokens before")?;
     expect(

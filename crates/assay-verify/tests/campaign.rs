@@ -92,6 +92,7 @@ fn job(draws: &mut Draws, vocab: u32) -> Job {
         stop: vec![],
         ignore_eos: draws.below(3) == 0,
         logprobs: None,
+        embed: None,
         nonce: B256::ZERO,
     }
 }

@@ -50,6 +50,7 @@ fn job() -> Job {
         stop: vec![],
         ignore_eos: true,
         logprobs: None,
+        embed: None,
         nonce: B256::repeat_byte(9),
     }
 }

@@ -22,7 +22,7 @@ use assay_gateway::{AuditConfig, GatewayHandle, GatewayModel};
 use assay_gguf::{GgmlType, Gguf, write::GgufWriter};
 use assay_graph::Trace;
 use assay_net::Sockets;
-use assay_provider::{ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel};
+use assay_provider::{ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel, Work};
 use assay_types::{Amount, Manifest, Prices, ProviderId, ReceiptFile};
 use assay_verify::dispute::provider;
 use assay_verify::replay::{Verdict, replay};
@@ -153,7 +153,7 @@ async fn cheat(dir: &Path, tokens: u32, narrator: &Arc<Narrator>) -> anyhow::Res
     let audit = stage.audits(&prosecutor)?;
     let options = up::GatewayOptions { listen, audit, x402: None };
     let gateway =
-        up::start_gateway(&stage.state, &stage.chain, &stage.operator, payer.clone(), served, options).await?;
+        up::start_gateway(&stage.state, &stage.chain, &stage.operator, payer.clone(), vec![served], options).await?;
     let key = gateway.keys().create("demo").await?;
     ensure!(gateway.ready(PROVIDERS, READY_TIME_MAX).await, "the gateway did not reach its providers");
     let auditor = stage.auditor(gateway.address()).await?;
@@ -262,8 +262,7 @@ impl Stage {
         let served = ServedModel {
             id: self.manifest.model_id(),
             name: shipped::NAME.to_owned(),
-            model: loaded.load(&load::CacheArgs::none(), LoadOptions::default())?,
-            engine,
+            work: Work::Writes { model: loaded.load(&load::CacheArgs::none(), LoadOptions::default())?, engine },
             prices: Prices { input_per_million: Amount(price), output_per_million: Amount(2 * price) },
         };
         let config = ProviderConfig {

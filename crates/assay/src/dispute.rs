@@ -255,7 +255,7 @@ pub fn find_fault(
             Ok(Fault::In(part.context("the wrong token is in some part")?))
         }
         Err(other @ Unchecked::OtherModel { .. }) => bail!("{other}; give the model of the receipt with --model"),
-        Err(Unchecked::Replay(error)) => Err(error.into()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use crate::economics::{self, EconomicsArgs};
-use crate::inventory::{cache_dirs, size};
+use crate::inventory::{Purpose, cache_dirs, purpose, size};
 use crate::load::{self, CacheArgs, Progress};
 use crate::provide::ProvideConfig;
 use crate::state::{self, NetworkFile};
@@ -233,7 +233,14 @@ fn all_models(args: &DoctorArgs) -> Vec<Finding> {
     let one = |path: &PathBuf| {
         let what = format!("model {}", path.display());
         match ModelFile::open(path) {
-            Ok(file) => Finding::good(what, size(file.bytes().len() as u64)),
+            Ok(file) => {
+                let size = size(file.bytes().len() as u64);
+                match purpose(file.gguf()) {
+                    Ok(Purpose::Writes(_)) => Finding::good(what, format!("{size}, writes text")),
+                    Ok(Purpose::Embeds(_)) => Finding::good(what, format!("{size}, embeds texts")),
+                    Err(why) => Finding::note(what, format!("{size}, does not run here"), why.to_string()),
+                }
+            }
             Err(error) => Finding::wrong(what, error.to_string(), "copy the file again"),
         }
     };

@@ -1,16 +1,14 @@
 //! `assay embed`: vectors of texts from an encoder on this machine, without any network.
 
 use std::io::{self, BufRead as _, IsTerminal as _};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use assay_engine::encoder::{Embedder, Embedding, Encoder, TooLong};
 use assay_num::{Isa, Kernels};
-use assay_store::ModelFile;
 use serde_json::json;
 
-use crate::load::{Progress, all_cores, ensure_isa};
+use crate::load::{CacheArgs, all_cores, ensure_isa, load_encoder};
 use crate::{print, tell};
 
 /// Texts whose vectors are computed together, when they come from standard input.
@@ -22,9 +20,9 @@ const LINE_LEN_MAX: usize = 1 << 20;
 /// Arguments of `assay embed`.
 #[derive(Debug, clap::Args)]
 pub struct EmbedArgs {
-    /// GGUF file of an encoder (`assay import` makes one)
-    #[arg(long, value_name = "FILE")]
-    pub model: PathBuf,
+    /// GGUF file of an encoder (`assay import` makes one), or a name that `assay list` shows
+    #[arg(long, value_name = "FILE|NAME")]
+    pub model: String,
     /// The texts; without any, each line of standard input is one
     #[arg(value_name = "TEXT")]
     pub texts: Vec<String>,
@@ -46,6 +44,8 @@ pub struct EmbedArgs {
     /// Compute all vectors this often, print none, and say how long each time took, as JSON
     #[arg(long, value_name = "N")]
     pub bench: Option<usize>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// Runs `assay embed`.
@@ -56,7 +56,7 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
     let threads = args.threads.unwrap_or_else(all_cores);
     ensure!((1..=256).contains(&threads), "--threads is {threads}, allowed is 1 to 256");
     ensure_isa(args.isa)?;
-    let encoder = load(&args.model)?;
+    let encoder = load_encoder(&args.model, &args.cache)?;
     let kernels = args.isa.map_or(Some(Kernels::detect()), Kernels::with_isa).context("unknown instruction set")?;
     let mut session = Session { encoder: &encoder, embedder: Embedder::with_kernels(kernels, threads), args, n: 0 };
     if let Some(reps) = args.bench {
@@ -78,13 +78,6 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
         }
         session.embed(&texts)?;
     }
-}
-
-fn load(path: &PathBuf) -> anyhow::Result<std::sync::Arc<Encoder>> {
-    let file = ModelFile::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let mut progress = Progress::new("loading the model");
-    Encoder::load_with(file.gguf(), file.bytes(), &mut |done, total| progress.show(done, total))
-        .with_context(|| format!("cannot load {}", path.display()))
 }
 
 /// At most `n` lines of standard input, without their ends; fewer only at its end.

@@ -6,11 +6,13 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use assay_engine::{KvShape, ModelConfig};
+use assay_engine::encoder::{EncoderConfig, Pooling};
+use assay_engine::{ConfigError, KvShape, ModelConfig};
 use assay_gguf::{Gguf, StrArray, TensorInfo};
 use assay_store::{CacheFile, CacheState, ModelFile};
 use serde_json::{Value, json};
 
+use crate::import::is_encoder;
 use crate::load::CacheArgs;
 use crate::{load, models, print, shipped, tell};
 
@@ -185,6 +187,11 @@ pub fn show(args: &ShowArgs) -> anyhow::Result<()> {
     }
     if let Some(why) = facts["cannot_run"].as_str() {
         line("runs here", &format!("no: {why}"))?;
+    } else if facts["pooling"].is_string() {
+        let (layers, width, most) = (text("layers"), text("width"), text("input_length"));
+        let way = if facts["pooling"] == "mean" { "the mean over the tokens" } else { "those of the first token" };
+        line("shape", &format!("{layers} layers, width {width}, {} heads", text("heads")))?;
+        line("embeds", &format!("texts of up to {most} tokens as {width} values, {way}"))?;
     } else {
         let (layers, width) = (text("layers"), text("width"));
         line(
@@ -219,9 +226,19 @@ fn facts(gguf: &Gguf, bytes: u64) -> Value {
         "chat_template": gguf.str("tokenizer.chat_template").ok().flatten().is_some(),
         "tensors": tensors,
     });
-    let rows = |tensor: &TensorInfo| tensor.dims.get(1).copied().unwrap_or(1);
-    match ModelConfig::from_gguf(gguf, gguf.tensor("token_embd.weight").map_or(1, rows)) {
-        Ok(config) => {
+    match purpose(gguf) {
+        Ok(Purpose::Embeds(config)) => {
+            facts["layers"] = json!(config.n_layers);
+            facts["width"] = json!(config.width);
+            facts["heads"] = json!(config.n_heads);
+            facts["input_length"] = json!(config.input_length);
+            facts["dimensions"] = json!(config.width);
+            facts["pooling"] = json!(match config.pooling {
+                Pooling::Mean => "mean",
+                Pooling::Cls => "cls",
+            });
+        }
+        Ok(Purpose::Writes(config)) => {
             // Blocks of 256 positions, as they are taken.
             let bytes = |tokens: usize| KvShape::of(&config).bytes_for(tokens);
             facts["layers"] = json!(config.n_layers);
@@ -234,6 +251,27 @@ fn facts(gguf: &Gguf, bytes: u64) -> Value {
         Err(error) => facts["cannot_run"] = json!(error.to_string()),
     }
     facts
+}
+
+/// What a model is for.
+pub enum Purpose {
+    /// Continues texts.
+    Writes(Box<ModelConfig>),
+    /// Makes vectors of texts.
+    Embeds(Box<EncoderConfig>),
+}
+
+/// What `gguf` is for here.
+///
+/// # Errors
+/// Why it does not run.
+pub fn purpose(gguf: &Gguf) -> Result<Purpose, ConfigError> {
+    if is_encoder(gguf) {
+        return EncoderConfig::from_gguf(gguf).map(|config| Purpose::Embeds(Box::new(config)));
+    }
+    let rows = |tensor: &TensorInfo| tensor.dims.get(1).copied().unwrap_or(1);
+    let vocab = gguf.tensor("token_embd.weight").map_or(1, rows);
+    ModelConfig::from_gguf(gguf, vocab).map(|config| Purpose::Writes(Box::new(config)))
 }
 
 /// Runs `assay rm`.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use assay_engine::encoder::Encoder;
 use assay_engine::{LoadError, LoadOptions, Model};
 use assay_gguf::Gguf;
 use assay_graph::TracedModel;
@@ -181,13 +182,39 @@ impl Opened {
     pub fn load(&self, cache: &CacheArgs, options: LoadOptions) -> anyhow::Result<Arc<Model>> {
         let model = match &self.source {
             Source::Shipped(gguf, bytes) => Model::load_with(gguf, bytes, options, &mut |_, _| {}),
-            Source::File(file) => load_kept(file, cache, options),
+            Source::File(file) => load_kept(file, cache, &mut |store, progress| {
+                Model::load_into(file.gguf(), file.bytes(), options, store, progress)
+            }),
         };
         model.with_context(|| format!("cannot load {}", self.name))
     }
 }
 
-fn load_kept(file: &ModelFile, cache: &CacheArgs, load_options: LoadOptions) -> Result<Arc<Model>, LoadError> {
+/// Opens and loads the encoder `name`: a path, or the name of a file in the user's folder.
+///
+/// # Errors
+/// What is wrong with the file or its name, or that it is no encoder.
+pub fn load_encoder(name: &str, cache: &CacheArgs) -> anyhow::Result<Arc<Encoder>> {
+    let cannot_open = || format!("cannot open {name} (give a GGUF file, or a name that `assay list` shows)");
+    load_encoder_file(&ModelFile::open(models::find(name)).with_context(cannot_open)?, cache)
+}
+
+/// Loads an encoder from a file that is open already.
+///
+/// # Errors
+/// What is wrong with the file, or that it is no encoder.
+pub fn load_encoder_file(file: &ModelFile, cache: &CacheArgs) -> anyhow::Result<Arc<Encoder>> {
+    let encoder =
+        load_kept(file, cache, &mut |store, progress| Encoder::load_into(file.gguf(), file.bytes(), store, progress));
+    encoder.with_context(|| format!("cannot load {}", file.path().display()))
+}
+
+/// Calls `load` with a store that has the packed weights of `file` or keeps them, and with what shows progress.
+fn load_kept<T>(
+    file: &ModelFile,
+    cache: &CacheArgs,
+    load: &mut dyn FnMut(&mut dyn PackedStore, &mut dyn FnMut(u64, u64)) -> Result<T, LoadError>,
+) -> Result<T, LoadError> {
     let dirs = cache.dirs(file.path());
     let options = WeightsOptions { dirs, len_min: WeightsOptions::LEN_MIN, threads: all_cores() };
     let mut hashing = Progress::new("hashing the model");
@@ -204,9 +231,9 @@ fn load_kept(file: &ModelFile, cache: &CacheArgs, load_options: LoadOptions) -> 
     let load = |store: &mut dyn PackedStore| {
         let mut progress = Progress::new("preparing the weights");
         let mut show = |done: u64, total: u64| progress.show(done, total);
-        Model::load_into(file.gguf(), file.bytes(), load_options, store, &mut show)
+        load(store, &mut show)
     };
-    WeightCache::new(file, &options).load(&mut said, load).map(|(model, _)| model)
+    WeightCache::new(file, &options).load(&mut said, load).map(|(loaded, _)| loaded)
 }
 
 /// A bar on standard error for what takes longer than a second; one line if that is no terminal.

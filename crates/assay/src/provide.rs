@@ -13,13 +13,15 @@ use assay_chain::{ChainClient, ClientOptions, Network, NetworkAddresses};
 use assay_engine::EngineOptions;
 use assay_graph::{Graph, Trace, TraceOptions, TracedModel};
 use assay_net::Sockets;
-use assay_provider::{ClaimPolicy, DefenceOptions, Limits, Provider, ProviderConfig, ServedModel, Tracer, Transcript};
+use assay_provider::{
+    ClaimPolicy, DefenceOptions, Limits, Provider, ProviderConfig, ServedModel, Tracer, Transcript, Work,
+};
 use assay_store::{ManifestCache, ModelFile};
 use assay_types::{Amount, ModelId, Prices};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -69,7 +71,10 @@ pub struct ProvideConfig {
     /// How gateways reach it.
     #[serde(default)]
     pub transport: TransportKind,
-    /// The price.
+    /// An encoder that is served, too.
+    #[serde(default)]
+    pub encoder: Option<EncoderConfig>,
+    /// The price; of vectors the input's.
     pub prices: Prices,
     /// Stake to put up if there is less.
     pub stake: Amount,
@@ -97,6 +102,16 @@ pub enum TransportKind {
     Tls,
     /// TCP in the clear: for one machine.
     Tcp,
+}
+
+/// An encoder to serve.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EncoderConfig {
+    /// GGUF file.
+    pub model: PathBuf,
+    /// Name under which it is offered.
+    pub name: String,
 }
 
 /// Runs a provider until TERM, or until its standard input ends if it runs by a configuration file; prints one JSON line when it is ready, one at the end.
@@ -208,14 +223,17 @@ async fn provide(config: ProvideConfig, new_database: bool, mut signals: StopSig
     let served = ServedModel {
         id: manifest.model_id(),
         name: config.model_name.clone(),
-        model,
-        engine: EngineOptions { kv_tokens: share.kv_tokens, ..options },
+        work: Work::Writes { model, engine: EngineOptions { kv_tokens: share.kv_tokens, ..options } },
         prices: config.prices,
     };
+    let mut models = vec![served];
+    if let Some(encoder) = &config.encoder {
+        models.push(served_encoder(encoder, &config.manifests, (config.threads, isa), &config.cache, config.prices)?);
+    }
     let network = connect(&config, &key).await?;
     let tracer = Arc::new(FileTracer::new(config.model.clone(), manifest.model_id(), config.threads));
     let defence = defence(&network, config.dir.join("disputes.json"), tracer);
-    let mut provider = Provider::start(config.options(key, new_database)?, network, vec![served]).await?;
+    let mut provider = Provider::start(config.options(key, new_database)?, network, models).await?;
     if let Some(defence) = defence {
         provider.defend(defence);
     }
@@ -246,6 +264,20 @@ async fn serve(
     // Whoever started it starts it again, and with room on the disk it serves again.
     ensure!(!is_broken, "receipts could not be stored in {}", config.database().display());
     Ok(())
+}
+
+fn served_encoder(
+    config: &EncoderConfig,
+    manifests: &Path,
+    (threads, isa): (usize, Option<assay_num::Isa>),
+    cache: &load::CacheArgs,
+    prices: Prices,
+) -> anyhow::Result<ServedModel> {
+    let file = ModelFile::open(&config.model).with_context(|| format!("cannot open {}", config.model.display()))?;
+    let manifest = ManifestCache::new(manifests).manifest(&file, &mut |_, _| ())?;
+    let encoder = load::load_encoder_file(&file, cache)?;
+    let work = Work::Embeds { encoder, threads, isa };
+    Ok(ServedModel { id: manifest.model_id(), name: config.name.clone(), work, prices })
 }
 
 /// How challenges are answered, if the network has a court.

@@ -193,6 +193,7 @@ fn job(args: &RunArgs, model: &Model) -> anyhow::Result<Job> {
     Ok(Job {
         // Nothing leaves this process: no other party has to agree on the model's or the request's identity.
         model_id: ModelId::default(),
+        embed: None,
         nonce: B256::ZERO,
         prompt,
         prefix: Vec::new(),

@@ -8,11 +8,11 @@ use crate::children::{Ready, Supervised};
 use crate::dispute::Chain;
 use crate::memory::{MemoryArgs, Share};
 use crate::prosecutor::{Listener, Prosecutor, Settings};
-use crate::provide::{ProvideConfig, TransportKind};
+use crate::provide::{EncoderConfig, ProvideConfig, TransportKind};
 use crate::referee::EngineReferee;
 use crate::state::{self, NetworkFile, State};
 use crate::stop::StopSignals;
-use crate::{load, say, shipped, start_logging, tell};
+use crate::{load, models, say, shipped, start_logging, tell};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, bail, ensure};
 use assay_chain::client::Court;
@@ -66,6 +66,9 @@ pub struct UpArgs {
     /// What they serve: a GGUF file, or assay-tiny
     #[arg(long, value_name = "FILE_OR_NAME", default_value = shipped::NAME)]
     model: String,
+    /// An encoder that they serve, too, for /v1/embeddings and /v1/rerank: a GGUF file, or a name that `assay list` shows
+    #[arg(long, value_name = "FILE_OR_NAME")]
+    encoder: Option<String>,
     /// Threads of each provider; several values go to the providers in turn [default: cores / providers]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     threads: Vec<usize>,
@@ -122,6 +125,7 @@ struct Running {
     gateway: GatewayHandle,
     key: String,
     model: String,
+    encoder: Option<String>,
 }
 
 async fn up(args: UpArgs) -> anyhow::Result<()> {
@@ -156,10 +160,12 @@ async fn start(args: &UpArgs, progress: &Say) -> anyhow::Result<Running> {
     if let Some(statement) = share.statement() {
         progress.say(&format!("each of {} providers, {statement}", args.providers));
     }
+    let encoder = args.encoder.as_deref().map(|name| gateway_encoder(name, &state)).transpose()?;
     let memory = args.memory.as_shared(&share);
     let mut starting = vec![];
     for index in 0..args.providers {
-        starting.push(start_provider(args, index, &state, &network, &chain_url, (&path, &model.name), &memory).await?);
+        let served = Served { model: &path, name: &model.name, encoder: encoder.as_ref().map(|(config, _)| config) };
+        starting.push(start_provider(args, index, &state, &network, &chain_url, served, &memory).await?);
     }
     let gateway_key = state::load_or_create_key(&state.file("gateway.key"))?;
     if network.token.balance_of(gateway_key.address()).await? < Amount(GATEWAY_FUNDS.0 / 100) {
@@ -177,14 +183,16 @@ async fn start(args: &UpArgs, progress: &Say) -> anyhow::Result<Running> {
     let audit = audit_config(args, &state, &path, &model, &share, waker)?;
     let x402 = args.x402.then(|| x402_prices(args.providers));
     let options = GatewayOptions { listen: gateway_listen, audit, x402 };
-    let gateway = start_gateway(&state, &chain, &network, gateway_key, model, options).await?;
+    let (encoder, also) = encoder.map(|(config, model)| (config.name, model)).unzip();
+    let models = std::iter::once(model).chain(also).collect();
+    let gateway = start_gateway(&state, &chain, &network, gateway_key, models, options).await?;
     let key = api_key(&state, &gateway).await?;
     wait_for_channels(&gateway, &providers).await?;
     let auditor = match args.no_audit {
         true => None,
         false => Some(start_auditor(&state, &path, &args.cache, gateway.address(), chain.chain_id()).await?),
     };
-    Ok(Running { state, chain, chain_url, network, providers, auditor, prosecutor, gateway, key, model: name })
+    Ok(Running { state, chain, chain_url, network, providers, auditor, prosecutor, gateway, key, model: name, encoder })
 }
 
 /// Binds a port, or says in one line why not.
@@ -261,10 +269,33 @@ fn gateway_model(args: &UpArgs, path: &Path, state: &State) -> anyhow::Result<(G
     let aliases = if shown == stem { vec![] } else { vec![stem] };
     let refused = || format!("{} cannot be served", path.display());
     let model = GatewayModel::from_gguf(shown, aliases, manifest, file.gguf()).with_context(refused)?;
+    ensure!(model.dimensions.is_none(), "{} makes vectors and writes no text: give it with --encoder", path.display());
     // Said once here instead of once by each provider.
     ModelConfig::from_gguf(file.gguf(), u64::from(model.job_limits().vocab_size)).with_context(refused)?;
     let share = args.memory.share(file.gguf(), &EngineOptions::default(), args.providers).with_context(refused)?;
     Ok((model, share))
+}
+
+/// What each provider is told to serve.
+struct Served<'a> {
+    model: &'a Path,
+    name: &'a str,
+    encoder: Option<&'a EncoderConfig>,
+}
+
+/// What providers and gateway are told of an encoder.
+fn gateway_encoder(name: &str, state: &State) -> anyhow::Result<(EncoderConfig, GatewayModel)> {
+    let found = models::find(name);
+    let path = std::path::absolute(&found).with_context(|| format!("--encoder {name}"))?;
+    let file = ModelFile::open(&path).with_context(|| format!("cannot open the encoder {name}"))?;
+    let refused = || format!("{} cannot be served as an encoder", path.display());
+    assay_engine::encoder::EncoderConfig::from_gguf(file.gguf()).with_context(refused)?;
+    let mut hashing = load::Progress::new("hashing the encoder");
+    let manifests = ManifestCache::new(state.dir("models")?);
+    let manifest = manifests.manifest(&file, &mut |done, total| hashing.show(done, total))?;
+    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).context("a model file has a name")?;
+    let model = GatewayModel::from_gguf(stem.clone(), vec![], manifest, file.gguf()).with_context(refused)?;
+    Ok((EncoderConfig { model: path, name: stem }, model))
 }
 
 async fn start_provider(
@@ -273,7 +304,7 @@ async fn start_provider(
     state: &State,
     network: &Network,
     chain_url: &str,
-    (model, model_name): (&Path, &str),
+    served: Served<'_>,
     memory: &MemoryArgs,
 ) -> anyhow::Result<Supervised> {
     let name = format!("provider-{}", index + 1);
@@ -291,8 +322,9 @@ async fn start_provider(
     let config = ProvideConfig {
         dir: dir.clone(),
         key_file,
-        model: model.to_path_buf(),
-        model_name: model_name.to_owned(),
+        model: served.model.to_path_buf(),
+        model_name: served.name.to_owned(),
+        encoder: served.encoder.cloned(),
         manifests: state.dir("models")?,
         rpc: chain_url.to_owned(),
         addresses: network.addresses,
@@ -461,7 +493,7 @@ pub async fn start_gateway(
     chain: &EmbeddedChain,
     network: &Network,
     signer: PrivateKeySigner,
-    model: GatewayModel,
+    models: Vec<GatewayModel>,
     options: GatewayOptions,
 ) -> anyhow::Result<GatewayHandle> {
     let GatewayOptions { listen, audit, x402 } = options;
@@ -480,7 +512,7 @@ pub async fn start_gateway(
         database,
         control: Some(state::control_socket(&state.dir("gateway")?)),
         signer,
-        models: vec![model],
+        models,
         deposit: DEPOSIT,
         withdraw_delay: WITHDRAW_DELAY_S,
         // Everything here is on this machine.
@@ -545,12 +577,13 @@ impl Running {
             return say(&line.to_string());
         }
         let (key, model, chain) = (&self.key, &self.model, &self.chain_url);
+        let encoder = self.encoder.as_ref().map_or_else(String::new, |name| format!("\nencoder   {name}"));
         let question = json!({
             "model": model,
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
         });
         say(&format!(
-            "gateway   {gateway}\nchain     {chain}\nkey       {key}\nmodel     {model}\n\n\
+            "gateway   {gateway}\nchain     {chain}\nkey       {key}\nmodel     {model}{encoder}\n\n\
              curl {gateway}/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n  \
              -d '{question}'\n\n\
              Ctrl-C stops everything and claims what was earned."

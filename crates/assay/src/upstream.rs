@@ -99,6 +99,7 @@ impl UpstreamArgs {
         let config = ProvideConfig {
             key_file: dir.join("provider.key"),
             model: self.model.as_ref().map_or(first.model, |name| models::find(name)),
+            encoder: None,
             prices,
             upstream: Some(upstream),
             dir: dir.clone(),

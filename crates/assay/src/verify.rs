@@ -5,10 +5,11 @@ use crate::{load, one_line, say, start_logging, state, tell};
 use anyhow::{Context, bail};
 use assay_chain::client::Registry;
 use assay_chain::{ChainClient, ClientOptions};
+use assay_engine::encoder::Embedder;
 use assay_engine::{LoadOptions, Runner, score};
-use assay_types::{Address, Amount, Class, Job, ProviderId, ReceiptFile};
+use assay_types::{Address, Amount, Class, Job, ModelId, ProviderId, ReceiptFile};
 use assay_verify::likeness::compare;
-use assay_verify::replay::{Unchecked, Verdict, replay};
+use assay_verify::replay::{Unchecked, Verdict, replay, replay_vectors};
 use assay_verify::statements::{self, Statements};
 use clap::Args;
 use serde_json::json;
@@ -175,6 +176,9 @@ fn check_answer(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) 
     };
     let loaded = load::open(name)?;
     let found = loaded.manifest()?.model_id();
+    if file.job.embed.is_some() {
+        return check_vectors(args, file, statements, name, found);
+    }
     // However long it is, if the model allows it; the engine's default would refuse what others serve.
     let context_max = file.job.prompt.len().saturating_add(file.job.max_tokens as usize);
     let model = loaded.load(&args.cache, LoadOptions { context_max })?;
@@ -220,6 +224,36 @@ fn check_answer(args: &VerifyArgs, file: &ReceiptFile, statements: &Statements) 
             "the answer ends with {got:?}; the model gives {expected:?}: {provider} signed a wrong answer"
         ))),
         Err(other @ Unchecked::OtherModel { .. }) => Ok(Outcome::Invalid(other.to_string())),
-        Err(Unchecked::Replay(error)) => Err(error.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// [`check_answer`] where the answer is vectors.
+fn check_vectors(
+    args: &VerifyArgs,
+    file: &ReceiptFile,
+    statements: &Statements,
+    name: &str,
+    found: ModelId,
+) -> anyhow::Result<Outcome> {
+    let encoder = load::load_encoder(name, &args.cache)?;
+    let threads = args.threads.unwrap_or_else(load::all_cores);
+    let mut embedder = Embedder::new(threads);
+    match replay_vectors(file, statements, &encoder, found, &mut embedder) {
+        Ok(Verdict::Exact { tokens }) => {
+            let (vectors, isa) = (tokens / encoder.dimensions().max(1), embedder.isa());
+            Ok(Outcome::Valid(vec![format!(
+                "answer: exact, all {tokens} values of {vectors} vectors re-derived ({isa}, {threads} threads)"
+            )]))
+        }
+        Ok(Verdict::WrongToken { provider, index, expected, got }) => {
+            let (got, expected) = (f32::from_bits(got), expected.map(f32::from_bits).unwrap_or_default());
+            Ok(Outcome::Invalid(format!(
+                "value {index} of the vectors is {got:e}; the model gives {expected:e}: {provider} signed wrong vectors"
+            )))
+        }
+        Ok(Verdict::WrongFinish { .. }) => Ok(Outcome::Invalid("the vectors do not end where they have to".into())),
+        Err(other @ Unchecked::OtherModel { .. }) => Ok(Outcome::Invalid(other.to_string())),
+        Err(error) => Err(error.into()),
     }
 }

@@ -3,8 +3,7 @@
 //! Owns the JSON of the three headers and nothing else: what is charged, checked and settled is the gateway's. Fields
 //! that a client sends and nobody reads (`resource`, `extensions`, `accepted.extra`) are not represented.
 
-mod base64;
-
+use crate::base64;
 use assay_types::{Address, Amount, B256, ChannelConfig, ChannelId, Signature};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};

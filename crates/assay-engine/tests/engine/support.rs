@@ -326,6 +326,7 @@ pub fn job(n_prompt: usize, max_tokens: u32, seed: u64) -> Job {
         stop: Vec::new(),
         ignore_eos: true,
         logprobs: None,
+        embed: None,
         nonce: B256::ZERO,
     }
 }

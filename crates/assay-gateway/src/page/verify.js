@@ -94,6 +94,11 @@ const string = (value) => join([integer(text(value).length, 4), text(value)]);
 
 // ---- what is hashed
 function requestHash(job, prefix) {
+  if (job.embed) {
+    const { lengths, dimensions } = job.embed;
+    const parts = [hex(job.modelId, 32), tokens(job.prompt), tokens(lengths), integer(dimensions, 4), hex(job.nonce, 32)];
+    return keccak(join([text('assay/embed/1'), ...parts]));
+  }
   const { sampling } = job;
   const grammar = !job.grammar
     ? integer(0, 1)

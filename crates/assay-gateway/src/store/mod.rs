@@ -488,6 +488,7 @@ mod tests {
                 stop: vec![],
                 ignore_eos: false,
                 logprobs: None,
+                embed: None,
                 nonce: B256::ZERO,
             },
             parts: vec![],

@@ -52,6 +52,7 @@ async fn staked_providers_are_paid_what_their_receipts_say() {
             settlement: deployed.addresses.settlement,
             model_id: model.model_id,
             context_length: CONTEXT,
+            encoder: None,
             prices: PRICES,
             tokenizer: Arc::clone(&tokenizer),
             output: output.clone(),

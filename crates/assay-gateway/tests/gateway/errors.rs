@@ -147,7 +147,7 @@ async fn unknown_paths_and_methods() {
         assert_eq!(look(&reply), (status, code.to_owned(), None), "{path}");
     };
     check(Method::GET, "/", 404, "unknown_url").await;
-    check(Method::POST, "/v1/embeddings", 404, "unknown_url").await;
+    check(Method::POST, "/v1/images/generations", 404, "unknown_url").await;
     check(Method::GET, "/v1/chat/completions", 405, "method_not_allowed").await;
     check(Method::POST, "/v1/models", 405, "method_not_allowed").await;
     check(Method::DELETE, "/v1/receipts/0x00", 405, "method_not_allowed").await;
@@ -250,8 +250,9 @@ async fn what_the_description_says_is_there() {
     assert_eq!(document.headers["content-type"], "application/json");
     let document = document.json();
     assert_eq!(document["components"]["schemas"]["ModelName"]["enum"], json!(["fake", "alias"]));
+    assert_eq!(document["components"]["schemas"]["EncoderName"]["enum"], json!(["encoder"]));
     let paths = document["paths"].as_object().unwrap();
-    assert!(paths.len() >= 9);
+    assert!(paths.len() >= 17);
     for (path, methods) in paths {
         for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
             let asked: Method = method.parse().unwrap();

@@ -14,5 +14,6 @@ mod redundant;
 mod refunds;
 mod routing;
 mod streaming;
+mod vectors;
 mod world;
 mod x402;

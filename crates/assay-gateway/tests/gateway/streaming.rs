@@ -170,7 +170,7 @@ async fn models_health_and_metrics() {
     let world = World::start(1, "x").await;
     let models = world.get("/v1/models").await.json();
     let ids: Vec<&str> = models["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
-    assert_eq!(ids, ["fake", "alias"]);
+    assert_eq!(ids, ["fake", "alias", "encoder"]);
     assert_eq!(models["data"][0]["context_length"], CONTEXT);
     assert_eq!(models["data"][0]["model_id"], world.model.model_id.to_string());
     assert_eq!(world.send(axum::http::Method::GET, "/healthz", None, "").await.status, 200);

@@ -8,6 +8,7 @@ use assay_gateway::{
 use assay_gguf::{Gguf, Tokenizer};
 use assay_net::{AddressPolicy, Sockets};
 use assay_protocol::AuditPolicy;
+use assay_testkit::encoders::{TinyBert, tiny_bert};
 use assay_testkit::fake_provider::{FakeProvider, Script};
 use assay_testkit::models::{TinyLlama, tiny_llama};
 use assay_types::{
@@ -96,6 +97,7 @@ pub struct World {
     pub key: String,
     pub dir: TempDir,
     pub model: GatewayModel,
+    pub encoder: GatewayModel,
     pub tokenizer: Arc<Tokenizer>,
     pub change: fn(&mut GatewayConfig),
     pub audit: AuditConfig,
@@ -126,6 +128,14 @@ pub fn tiny_model() -> (GatewayModel, Arc<Tokenizer>) {
     (model, tokenizer)
 }
 
+/// An encoder whose weights nobody needs.
+pub fn tiny_encoder() -> GatewayModel {
+    let file = tiny_bert(TinyBert::default());
+    let manifest =
+        Manifest { file_sha256: B256::repeat_byte(8), name: "fake-encoder".into(), ..tiny_model().0.manifest };
+    GatewayModel::from_gguf("encoder".into(), vec![], manifest, &Gguf::parse(&file).unwrap()).unwrap()
+}
+
 impl World {
     /// `n` providers that all say `text` and then stop.
     pub async fn start(n: u8, text: &str) -> Self {
@@ -141,7 +151,7 @@ impl World {
     }
 
     pub async fn start_all(n: u8, text: &str, change: fn(&mut GatewayConfig), audit: AuditConfig) -> Self {
-        let (model, tokenizer) = tiny_model();
+        let ((model, tokenizer), encoder) = (tiny_model(), tiny_encoder());
         let mut output: Vec<TokenId> = tokenizer.encode(text, false, false);
         output.push(tokenizer.eos().unwrap());
         let ledger = Arc::new(FakeLedger::default());
@@ -153,6 +163,7 @@ impl World {
                 settlement: ADDRESSES.settlement,
                 model_id: model.model_id,
                 context_length: CONTEXT,
+                encoder: Some((encoder.model_id, encoder.context_length)),
                 prices: PRICES,
                 tokenizer: Arc::clone(&tokenizer),
                 output: output.clone(),
@@ -167,21 +178,21 @@ impl World {
         }
         let dir = tempfile::tempdir().unwrap();
         let gateway = Gateway::start_with(
-            GatewayConfig { audit: audit.clone(), ..config(&model, dir.path(), change) },
+            serving(&encoder, GatewayConfig { audit: audit.clone(), ..config(&model, dir.path(), change) }),
             Arc::clone(&ledger),
         )
         .await
         .unwrap();
         let key = gateway.keys().create("test").await.unwrap();
         assert!(gateway.ready(usize::from(n), PATIENCE).await, "providers are routable in time");
-        Self { providers, ledger, gateway, key, dir, model, tokenizer, change, audit }
+        Self { providers, ledger, gateway, key, dir, model, encoder, tokenizer, change, audit }
     }
 
     /// Stops the gateway and starts it again on the same directory.
     pub async fn restart(self) -> (Self, Totals) {
         let totals = self.gateway.shutdown().await.unwrap();
         let config = GatewayConfig { audit: self.audit.clone(), ..config(&self.model, self.dir.path(), self.change) };
-        let gateway = Gateway::start_with(config, Arc::clone(&self.ledger)).await.unwrap();
+        let gateway = Gateway::start_with(serving(&self.encoder, config), Arc::clone(&self.ledger)).await.unwrap();
         assert!(gateway.ready(self.providers.len(), PATIENCE).await, "providers are routable in time");
         (Self { gateway, ..self }, totals)
     }
@@ -299,6 +310,11 @@ impl World {
         };
         tokio::time::timeout(PATIENCE, agree).await.expect("the books agree in time")
     }
+}
+
+fn serving(encoder: &GatewayModel, mut config: GatewayConfig) -> GatewayConfig {
+    config.models.push(encoder.clone());
+    config
 }
 
 pub fn config(model: &GatewayModel, dir: &Path, change: fn(&mut GatewayConfig)) -> GatewayConfig {

@@ -91,6 +91,7 @@ impl Shop {
             settlement: deployed.addresses.settlement,
             model_id: model.model_id,
             context_length: CONTEXT,
+            encoder: None,
             prices: PRICES,
             tokenizer,
             output,

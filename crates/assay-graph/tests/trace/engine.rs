@@ -141,6 +141,7 @@ fn the_sampler_of_a_job_chooses_as_a_replay_does() {
         stop: vec![],
         ignore_eos: true,
         logprobs: None,
+        embed: None,
         nonce: B256::ZERO,
     };
     let traced = traced(parameters);

@@ -170,6 +170,7 @@ fn jobs() -> Vec<String> {
         stop: vec![],
         ignore_eos: false,
         logprobs: None,
+        embed: None,
         nonce: B256::repeat_byte(8),
     };
     let warm = Sampling { temperature_micro: 700_000, top_k: 40, seed: u64::MAX, ..Sampling::GREEDY };

@@ -198,7 +198,7 @@ impl Upstream {
     }
 
     pub fn limits(&self) -> JobLimits {
-        JobLimits { vocab_size: self.tokenizer.vocab_size(), context_length: self.context_length }
+        JobLimits { vocab_size: self.tokenizer.vocab_size(), context_length: self.context_length, dimensions: 0 }
     }
 
     pub fn capacity(&self) -> u32 {

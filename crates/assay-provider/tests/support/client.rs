@@ -1,6 +1,6 @@
 //! The paying side, as a gateway does it: one purse for a channel, any number of connections.
 
-use super::{LONG, MODEL, PRICES, TOKEN, addresses, provider_key};
+use super::{LONG, PRICES, TOKEN, addresses, provider_key};
 use alloy_signer::SignerSync;
 use assay_chain::{NetworkAddresses, PrivateKeySigner};
 use assay_net::{
@@ -185,7 +185,7 @@ impl Client {
         let expectation = ReceiptExpectation {
             channel_id: self.wallet.channel.id(),
             request_hash: opened.request,
-            model_id: MODEL,
+            model_id: opened.job.model_id,
             terms: &opened.terms,
             output: &opened.output,
             finish: done.finish,

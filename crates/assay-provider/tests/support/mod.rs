@@ -10,12 +10,14 @@ pub use client::{Channel, Client, Opened, Outcome, Wallet};
 pub use fake_chain::FakeChain;
 
 use assay_chain::{NetworkAddresses, PrivateKeySigner};
+use assay_engine::encoder::{Embedder, Encoder};
 use assay_engine::{EngineOptions, Model, Replay, Runner, replay};
 use assay_gguf::{Gguf, Tokenizer};
 use assay_net::{Sockets, TransportSecret};
 use assay_provider::{
-    Chain, ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel, StartError, UpstreamModel, UpstreamOptions,
+    Chain, ClaimPolicy, Limits, Provider, ProviderConfig, ServedModel, StartError, UpstreamModel, UpstreamOptions, Work,
 };
+use assay_testkit::encoders::{TinyBert, tiny_bert};
 use assay_testkit::models::{TinyLlama, tiny_llama};
 use assay_types::{Address, Amount, B256, Finish, Job, ModelId, Prices, SETTLEMENT_ADDRESS, Sampling, TokenId};
 use std::{
@@ -42,6 +44,19 @@ static MODEL_WEIGHTS: LazyLock<Arc<Model>> = LazyLock::new(|| {
 
 pub fn tokenizer() -> Arc<Tokenizer> {
     Arc::clone(MODEL_WEIGHTS.tokenizer())
+}
+
+pub const ENCODER_ID: ModelId = ModelId(B256::repeat_byte(8));
+
+pub static ENCODER: LazyLock<Arc<Encoder>> = LazyLock::new(|| {
+    let bytes = tiny_bert(TinyBert::default());
+    Encoder::load(&Gguf::parse(&bytes).unwrap(), &bytes).unwrap()
+});
+
+/// The bits of the vectors of these texts, computed here.
+pub fn vectors(texts: &[Vec<TokenId>]) -> Vec<TokenId> {
+    let embeddings = Embedder::new(1).embed_tokens(&ENCODER, texts).unwrap();
+    embeddings.iter().flat_map(|embedding| &embedding.values).map(|value| value.to_bits()).collect()
 }
 
 pub fn key(n: u8) -> PrivateKeySigner {
@@ -150,8 +165,11 @@ impl Setup {
 
     pub async fn start_as(&self, config: ProviderConfig, chain: Arc<dyn Chain>) -> Result<Provider, StartError> {
         let model = Arc::clone(&MODEL_WEIGHTS);
-        let model = ServedModel { id: MODEL, name: "tiny".into(), model, engine: self.engine, prices: PRICES };
-        Provider::start(config, chain, vec![model]).await
+        let work = Work::Writes { model, engine: self.engine };
+        let model = ServedModel { id: MODEL, name: "tiny".into(), work, prices: PRICES };
+        let work = Work::Embeds { encoder: Arc::clone(&ENCODER), threads: 1, isa: None };
+        let encoder = ServedModel { id: ENCODER_ID, name: "tiny-bert".into(), work, prices: PRICES };
+        Provider::start(config, chain, vec![model, encoder]).await
     }
 }
 
@@ -183,10 +201,19 @@ impl World {
 
 static NONCE: AtomicU64 = AtomicU64::new(1);
 
-/// A job of five prompt tokens that runs to exactly `max_tokens`.
-pub fn job(max_tokens: u32) -> Job {
+fn nonce() -> B256 {
     let mut nonce = [0; 32];
     nonce[..8].copy_from_slice(&NONCE.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+    B256::from(nonce)
+}
+
+/// A job for the vectors of `texts`.
+pub fn embedding(texts: &[Vec<TokenId>]) -> Job {
+    Job::embedding(ENCODER_ID, texts, 64, nonce())
+}
+
+/// A job of five prompt tokens that runs to exactly `max_tokens`.
+pub fn job(max_tokens: u32) -> Job {
     Job {
         model_id: MODEL,
         prompt: vec![0, 3, 70, 80, 90],
@@ -198,7 +225,8 @@ pub fn job(max_tokens: u32) -> Job {
         stop: vec![],
         ignore_eos: true,
         logprobs: None,
-        nonce: B256::from(nonce),
+        embed: None,
+        nonce: nonce(),
     }
 }
 

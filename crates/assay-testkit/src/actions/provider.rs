@@ -91,7 +91,7 @@ impl World<'_> {
         provider.ceiling = provider.ceiling.max(ceiling.0);
         match provider.books.open(&moment, request.hash(), &voucher, grant) {
             Ok(()) => {
-                let stream = ServedStream::new(request.terms(), grant);
+                let stream = ServedStream::new(request.terms(), grant, assay_types::CHUNK_TOKENS);
                 provider.streams.insert(request, stream);
             }
             Err(refusal) => {

@@ -106,6 +106,7 @@ impl Request {
             stop: vec![],
             ignore_eos: true,
             logprobs: None,
+            embed: None,
             nonce: U256::from(self.nonce).into(),
         }
     }

@@ -1,6 +1,7 @@
 //! What is on this machine: the folder of models, prepared weights, and whether all is in order.
 
 use crate::support::{assay, shipped};
+use assay_testkit::encoders::{TinyBert, tiny_bert};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -108,6 +109,42 @@ fn rm_removes_what_it_was_told_to_after_a_yes() {
         assert!(status == 1 && err.contains("not in the folder of models"), "{err}");
     }
     assert!(home.path("elsewhere.gguf").exists());
+}
+
+#[test]
+fn encoders_are_models_as_others_are() {
+    let home = Home::new();
+    // Large enough that its prepared weights are kept.
+    let large = TinyBert { width: 768, heads: 12, ffn: 3072, layers: 3, ..TinyBert::default() };
+    home.write("models/minds.gguf", &tiny_bert(large));
+    let embed = || {
+        let (status, out, err) = home.run(&["embed", "--model", "minds", "the cat and the hat"]);
+        assert!(status == 0 && out.split(' ').count() == 768, "{out} {err}");
+        out
+    };
+    let row = || home.json(&["list", "--json"]).1[1].clone();
+    assert_eq!((row()["family"].as_str(), row()["prepared"].as_str()), (Some("bert"), Some("no")));
+    let first = embed();
+    assert_eq!(row()["prepared"], "yes");
+    assert_eq!(embed(), first);
+    let (_, show) = home.json(&["show", "minds", "--json"]);
+    assert_eq!(
+        (&show["dimensions"], &show["pooling"], &show["input_length"]),
+        (&768.into(), &"mean".into(), &640.into())
+    );
+    let (status, text, _) = home.run(&["show", "minds"]);
+    assert!(
+        status == 0 && text.contains("texts of up to 640 tokens as 768 values, the mean over the tokens"),
+        "{text}"
+    );
+    let (status, report) = home.json(&["doctor", "--json"]);
+    let good = findings(&report, "good");
+    let has = |what: &str| good.iter().any(|finding| finding.contains(what));
+    assert!(status == 0 && has("embeds texts") && has("every byte as it was written"), "{report}");
+    let (status, _, err) = home.run(&["embed", "--model", "assay-tiny", "a text"]);
+    assert!(status == 1 && err.contains("assay list"), "{err}");
+    assert_eq!(home.run(&["rm", "minds", "--prepared", "--yes"]).0, 0);
+    assert_eq!(row()["prepared"], "no");
 }
 
 fn findings(report: &Value, verdict: &str) -> Vec<String> {
