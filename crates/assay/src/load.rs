@@ -209,12 +209,11 @@ pub fn load_encoder_file(file: &ModelFile, cache: &CacheArgs) -> anyhow::Result<
     encoder.with_context(|| format!("cannot load {}", file.path().display()))
 }
 
+/// Loads into a store, and shows its progress in bytes.
+type Load<'a, T> = dyn FnMut(&mut dyn PackedStore, &mut dyn FnMut(u64, u64)) -> Result<T, LoadError> + 'a;
+
 /// Calls `load` with a store that has the packed weights of `file` or keeps them, and with what shows progress.
-fn load_kept<T>(
-    file: &ModelFile,
-    cache: &CacheArgs,
-    load: &mut dyn FnMut(&mut dyn PackedStore, &mut dyn FnMut(u64, u64)) -> Result<T, LoadError>,
-) -> Result<T, LoadError> {
+fn load_kept<T>(file: &ModelFile, cache: &CacheArgs, load: &mut Load<'_, T>) -> Result<T, LoadError> {
     let dirs = cache.dirs(file.path());
     let options = WeightsOptions { dirs, len_min: WeightsOptions::LEN_MIN, threads: all_cores() };
     let mut hashing = Progress::new("hashing the model");
