@@ -3,6 +3,7 @@
 mod audits;
 mod chain;
 mod challenges;
+mod chaos;
 mod dialects;
 mod errors;
 mod failover;
