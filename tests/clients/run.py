@@ -61,7 +61,7 @@ def vector_checks(network):
         plain = client.embeddings.create(model=model, input=texts, encoding_format="float", dimensions=384)
         rows = [row.embedding for row in packed.data]
         assert [len(row) for row in rows] == [384] * 3 and [row.index for row in packed.data] == [0, 1, 2], packed
-        assert all(abs(x - y) <= 1e-9 for a, b in zip(rows, plain.data) for x, y in zip(a, b.embedding))
+        assert all(abs(x - y) <= 1e-7 for a, b in zip(rows, plain.data) for x, y in zip(a, b.embedding))
         assert cosine(rows[0], rows[1]) > 0.5 > cosine(rows[0], rows[2]), "the model knows what is alike"
         assert packed.usage.prompt_tokens == packed.usage.total_tokens > 15, packed.usage
         one = client.embeddings.create(model=model, input=texts[1]).data[0].embedding
