@@ -1,6 +1,7 @@
 """schemathesis against a running gateway, on the description that it publishes.
 
-Usage: run.py PATH_OF_ASSAY ENCODER [SECONDS]. Starts `assay up` in a temporary folder on free ports and has schemathesis generate
+Usage: run.py PATH_OF_ASSAY ENCODER [SECONDS]. Starts `assay up` in a temporary folder on free ports, with as many
+providers as a request may want to agree, and has schemathesis generate
 requests from `/openapi.json`, right and wrong ones, for so long (45 by default). No reply may be a 5xx, have a status
 or a content type that is not described, or a body of another shape; what needs a key must refuse a stranger.
 """
@@ -27,7 +28,7 @@ def main():
     seconds = sys.argv[3] if len(sys.argv) > 3 else "45"
     with tempfile.TemporaryDirectory() as state:
         process = subprocess.Popen(
-            [assay, "up", "--json", "--dir", state, "--port", "0", "--providers", "1", "--encoder", encoder],
+            [assay, "up", "--json", "--dir", state, "--port", "0", "--providers", "8", "--encoder", encoder],
             stdout=subprocess.PIPE, text=True,
         )
         timer = threading.Timer(READY_S_MAX, process.kill)

@@ -332,7 +332,8 @@ impl Auditing {
         let number = u32::try_from((u128::from(first_u64(&draw)) * u128::from(count)) >> 64).unwrap_or(0);
         let Some(receipt_id) = self.store.nth_latest_receipt(number).await? else { return Ok(None) };
         let Some(stored) = self.store.receipt(receipt_id).await? else { return Ok(None) };
-        if stored.manifest.class() != Some(Class::Exact) {
+        // What an auditor replays: a decoy must look like any task, and no vectors are audited.
+        if stored.manifest.class() != Some(Class::Exact) || stored.job.embed.is_some() {
             return Ok(None);
         }
         let mut task = task_of(random()?, stored);
