@@ -88,9 +88,10 @@ class Chain {
 
 /** The chain of this project, by the program that its tests and benchmarks use. */
 export class Embedded extends Chain {
-  static async start(program, faucetKey, time) {
+  /** In a folder of its own, or going on in `dir`. */
+  static async start(program, faucetKey, time, dir) {
     const chain = new Embedded('embedded');
-    chain.spawn(program, [chain.dir, faucetKey, String(time)], ['pipe', 'pipe', 'inherit']);
+    chain.spawn(program, [dir ?? chain.dir, faucetKey, String(time)], ['pipe', 'pipe', 'inherit']);
     chain.lines = createInterface({ input: chain.child.stdout })[Symbol.asyncIterator]();
     const { value } = await chain.lines.next();
     const { url, chainId, accounts } = JSON.parse(value);
@@ -107,12 +108,12 @@ export class Embedded extends Chain {
 }
 
 export class Anvil extends Chain {
-  static async start(chainId, accounts, time) {
+  static async start(chainId, accounts, time, options = []) {
     const chain = new Anvil('anvil');
     const port = await freePort();
     chain.url = `http://127.0.0.1:${port}`;
     const args = ['--port', port, '--chain-id', chainId, '--hardfork', 'prague', '--timestamp', time, '--base-fee', '0'];
-    chain.spawn(installed('anvil'), [...args.map(String), '--quiet', '--accounts', '1'], ['ignore', 'ignore', 'inherit']);
+    chain.spawn(installed('anvil'), [...args.map(String), '--quiet', '--accounts', '1', ...options], ['ignore', 'ignore', 'inherit']);
     await chain.start();
     for (const { address, balance, code } of accounts) {
       await chain.rpc('anvil_setBalance', [address, balance]);
@@ -124,6 +125,13 @@ export class Anvil extends Chain {
   async include(raw, time) {
     await this.rpc('evm_setNextBlockTimestamp', [hex(time)]);
     return this.receipt(await this.rpc('eth_sendRawTransaction', [raw]));
+  }
+
+  /** One block of several transactions, in this order. Needs `--no-mining` and `--order fifo`. */
+  async mine(raws, time) {
+    for (const raw of raws) await this.rpc('eth_sendRawTransaction', [raw]);
+    await this.rpc('evm_setNextBlockTimestamp', [hex(time)]);
+    await this.rpc('evm_mine');
   }
 }
 

@@ -173,7 +173,7 @@ fn x402() -> anyhow::Result<()> {
 }
 
 /// One story of the whole protocol on the embedded chain, anvil and the EthereumJS client, which have to agree to the
-/// unit of gas.
+/// unit of gas; then a whole dispute between real processes on the embedded chain, again on anvil.
 fn chains() -> anyhow::Result<()> {
     // Together with the program, so that what both need is not built twice with other features.
     let package = ["--package", "assay", "--package", "assay-chain", "--example", "serve"];
@@ -181,7 +181,9 @@ fn chains() -> anyhow::Result<()> {
     let dir = root().join("tests/chains");
     npm_ci(&dir)?;
     let serve = target_dir().join("release/examples/serve");
-    shell::run(Command::new("node").arg("run.mjs").arg(serve).current_dir(&dir))
+    shell::run(Command::new("node").arg("run.mjs").arg(&serve).current_dir(&dir))?;
+    let programs = [target_dir().join("release/assay"), serve];
+    shell::run(Command::new("node").arg("dispute.mjs").args(programs).current_dir(&dir))
 }
 
 /// Content addresses and gateways against other implementations of them, which need a newer Node than Debian's.
