@@ -16,6 +16,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+/// Questions in a row until something is seen.
+const LOOKS_MAX: usize = 100_000;
+
 const LONG: Duration = Duration::from_secs(60);
 /// One unit a token, above what anybody asks: two for an input token, one for an output token.
 const PRICES: Prices = Prices { input_per_million: Amount(2_000_000), output_per_million: Amount(1_000_000) };
@@ -233,8 +236,21 @@ fn a_provider_that_withholds_after_payment_is_paid_for_what_arrived() {
         }
         let total: u64 = parts.iter().map(|part| part["receipt"]["outputTokens"].as_u64().expect("a count")).sum();
         assert_eq!(total, 280, "no token is paid twice: {receipt}");
+        // Or all three are gone before the first is back.
+        answers(&network, &cheat.expect("somebody served"));
     }
     network.stop();
+}
+
+/// Asks one provider until it answers.
+fn answers(network: &Network, provider: &str) {
+    let mut http = network.http();
+    let body = json!({
+        "model": "assay-tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1,
+        "provider": {"only": [provider]},
+    });
+    let has_answered = (0..LOOKS_MAX).any(|_| http.post("/v1/chat/completions", &body).0 == 200);
+    assert!(has_answered, "{provider} does not come back");
 }
 
 /// Of a provider that may have been started again since.
