@@ -23,7 +23,7 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
     let line = describe(command);
     eprintln!("\n$ {line}");
     let start = Instant::now();
-    let status = command.status().with_context(|| format!("cannot start `{line}`; is it installed?"))?;
+    let status = as_by_hand(command).status().with_context(|| format!("cannot start `{line}`; is it installed?"))?;
     if !status.success() {
         bail!("`{line}` failed: {status}");
     }
@@ -34,7 +34,7 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
 /// Runs `command` and returns what it printed on standard output.
 pub fn read(command: &mut Command) -> anyhow::Result<String> {
     let line = describe(command);
-    let output = command
+    let output = as_by_hand(command)
         .stderr(std::process::Stdio::inherit())
         .output()
         .with_context(|| format!("cannot start `{line}`; is it installed?"))?;
@@ -42,6 +42,17 @@ pub fn read(command: &mut Command) -> anyhow::Result<String> {
         bail!("`{line}` failed: {}", output.status);
     }
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Takes away what cargo tells of this program. Build scripts see it otherwise, and those that look at it (ring's does)
+/// would run again, with everything above them, whenever somebody changes between `cargo` and `cargo xtask`.
+fn as_by_hand(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 fn describe(command: &Command) -> String {

@@ -69,8 +69,8 @@ fn chosen<'a>(words: &[&'a str]) -> anyhow::Result<(Vec<&'a str>, Vec<&'a str>)>
 
 /// Unit and integration tests. The release profile, so that the tests run what users run and one build serves both.
 fn rust() -> anyhow::Result<()> {
-    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
-    cargo(&["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
+    build(&["--bin", "assay"])?;
+    cargo(&[&["test", "--no-fail-fast"][..], &SAME].concat())
 }
 
 /// llama.cpp's own vectors for its vocabulary files, which the PyPI source distribution of its Python package has.
@@ -78,14 +78,14 @@ fn tokenizers() -> anyhow::Result<()> {
     let dir = root().join("tests/peers");
     let vocabularies = target_dir().join("vocabularies");
     shell::run(Command::new(python(&dir)?).arg(dir.join("vocabularies.py")).arg(&vocabularies))?;
-    shell::run(example("assay-gguf", "vocabularies").arg(&vocabularies))
+    shell::run(example("vocabularies")?.arg(&vocabularies))
 }
 
 /// The GGUF parser, writer and decoders against the PyPI package `gguf`.
 fn files() -> anyhow::Result<()> {
     let dir = root().join("tests/peers");
     let python = python(&dir)?;
-    cargo(&["build", "--release", "--locked", "--quiet", "--package", "assay-gguf", "--example", "files"])?;
+    build(&["--example", "files"])?;
     shell::run(Command::new(python).arg(dir.join("gguf_files.py")).arg(target_dir().join("release/examples/files")))
 }
 
@@ -94,12 +94,20 @@ fn fuzz() -> anyhow::Result<()> {
     fuzz::run(&[], fuzz::Bound::Runs(FUZZ_RUNS), Some(FUZZ_SEED))
 }
 
-/// An example program of `package`, built for release.
-fn example(package: &str, name: &str) -> Command {
-    let mut command = Command::new("cargo");
-    command.args(["run", "--release", "--locked", "--quiet", "--package", package, "--example", name, "--"]);
+/// What every build here has in common, so that no dependency is built twice with other features: the tests need tokio's
+/// clock to stand still, and so the programs beside them are built with a clock that can.
+const SAME: [&str; 5] = ["--release", "--locked", "--workspace", "--features", "assay/test-clock"];
+
+fn build(what: &[&str]) -> anyhow::Result<()> {
+    cargo(&[&["build"][..], &SAME, what].concat())
+}
+
+/// A crate's example program, built for release.
+fn example(name: &str) -> anyhow::Result<Command> {
+    build(&["--example", name])?;
+    let mut command = Command::new(target_dir().join("release/examples").join(name));
     command.current_dir(root());
-    command
+    Ok(command)
 }
 
 /// forge's unit, fuzz and invariant tests, and the committed artifacts against a fresh compilation.
@@ -112,11 +120,11 @@ fn contracts() -> anyhow::Result<()> {
 
 /// A published encoder, as its PyPI package brings it, against what that package computes and the written bits.
 fn embeddings() -> anyhow::Result<()> {
-    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    build(&["--bin", "assay"])?;
     let dir = root().join("tests/embeddings");
     let python = encoder_python()?;
     shell::run(Command::new(python).arg(dir.join("run.py")).arg(target_dir().join("release/assay")).current_dir(&dir))?;
-    shell::run(example("assay-import", "encoder_bits").args(published_encoder()?))
+    shell::run(example("encoder_bits")?.args(published_encoder()?))
 }
 
 /// The package's dependencies are gigabytes of another engine, which its weights do not need.
@@ -147,7 +155,7 @@ fn encoder_file() -> anyhow::Result<PathBuf> {
 
 /// Stock clients in Python and JavaScript, and the examples of docs/API.md, against a running network.
 fn clients() -> anyhow::Result<()> {
-    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    build(&["--bin", "assay"])?;
     let dir = root().join("tests/clients");
     npm_ci(&dir)?;
     let mut run = Command::new(python(&dir)?);
@@ -157,7 +165,7 @@ fn clients() -> anyhow::Result<()> {
 
 /// Requests that are generated from the gateway's own description, right and wrong ones, for 45 s.
 fn openapi() -> anyhow::Result<()> {
-    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    build(&["--bin", "assay"])?;
     let dir = root().join("tests/openapi");
     let mut run = Command::new(python(&dir)?);
     let (assay, encoder) = (target_dir().join("release/assay"), encoder_file()?);
@@ -166,7 +174,7 @@ fn openapi() -> anyhow::Result<()> {
 
 /// The stock x402 client pays a running network by request.
 fn x402() -> anyhow::Result<()> {
-    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    build(&["--bin", "assay"])?;
     let dir = root().join("tests/x402");
     npm_ci(&dir)?;
     shell::run(Command::new("node").arg("run.mjs").arg(target_dir().join("release/assay")).current_dir(&dir))
@@ -175,9 +183,7 @@ fn x402() -> anyhow::Result<()> {
 /// One story of the whole protocol on the embedded chain, anvil and the EthereumJS client, which have to agree to the
 /// unit of gas; then a whole dispute between real processes on the embedded chain, again on anvil.
 fn chains() -> anyhow::Result<()> {
-    // Together with the program, so that what both need is not built twice with other features.
-    let package = ["--package", "assay", "--package", "assay-chain", "--example", "serve"];
-    cargo(&[&["build", "--release", "--locked"][..], &package].concat())?;
+    build(&["--bin", "assay", "--example", "serve"])?;
     let dir = root().join("tests/chains");
     npm_ci(&dir)?;
     let serve = target_dir().join("release/examples/serve");
@@ -188,7 +194,7 @@ fn chains() -> anyhow::Result<()> {
 
 /// Content addresses and gateways against other implementations of them, which need a newer Node than Debian's.
 fn ipfs() -> anyhow::Result<()> {
-    cargo(&["build", "--release", "--locked", "--package", "assay"])?;
+    build(&["--bin", "assay"])?;
     let dir = root().join("tests/ipfs");
     npm_ci(&dir)?;
     let node = dir.join("node_modules/.bin/node");
